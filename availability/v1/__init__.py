@@ -1,0 +1,1 @@
+"""The wire contract as Python: generated from proto/availability/v1, never edited."""
