@@ -1,0 +1,32 @@
+"""Named limits of the contract. Those an operator may change are settings with these defaults."""
+
+from __future__ import annotations
+
+QUANTITY_MAX = 1_000_000_000
+"""Largest quantity of one request, delta or policy, in base units (CONTRACT section 1)."""
+
+BALANCE_ABS_MAX = 100_000_000_000
+"""Largest balance of a position: sums over 500 nodes times 100 percent stay exact in a double (below 2**53)."""
+
+ID_BYTES_MAX = 64
+"""skus, nodes, channels, reasons, request ids, sources and streams, in UTF-8 bytes."""
+
+REFERENCE_BYTES_MAX = 128
+"""order references, event ids, references, correlation ids, authors, in UTF-8 bytes."""
+
+REASON_TEXT_BYTES_MAX = 512
+"""The sentence an operator gives with a change."""
+
+HOLD_MS_MIN = 1_000
+HOLD_MS_MAX = 24 * 3_600_000
+BATCH_SKUS_MAX = 5_000
+BATCH_DELTAS_MAX = 5_000
+CALL_DELTAS_MAX = 250
+"""Deltas of one ledger call: a call blocks Redis, and multi-value commands take at most 1,000 values."""
+
+LINES_DEFAULT = 500
+LINES_MAX = 2_000
+PAGE_SIZE_DEFAULT = 100
+PAGE_SIZE_MAX = 1_000
+CHANNEL_NODES_MAX = 500
+REQUEST_ID_WINDOW_MS = 24 * 3_600_000
