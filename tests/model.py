@@ -1,0 +1,951 @@
+"""The plain model: the contract's formula, grants, orders and deltas as dicts, ints and obvious loops.
+
+It is the third, independent computation: it imports nothing of ours, is fast enough only for tests, and is
+meant to be read beside CONTRACT.md sections 2 to 4, in its words. Where the ledger and this file disagree,
+one of them has a bug. Time does not pass here: a test says `expire` when the ledger ended a hold.
+
+Not modelled: kits, fences, feeds, links, transfers, expected supply, SET_ON_HAND, and what waits for a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+Name = str
+OrderName = tuple[str, str]
+"""(order_source, order_ref)"""
+Units = dict[str, int]
+"""Units by node."""
+Lines = Sequence[tuple[str, int]]
+"""(sku, quantity) as a request names them; equal skus are added up."""
+
+QUANTITY_MAX = 1_000_000_000
+TOGETHER = "\0together"
+"""Name of the one group of lines where a sku's lines are evaluated together."""
+
+
+class Refusal(Exception):
+    """An answer that is an error on the wire; `reason` is the ErrorInfo's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """Units, or percent of the give of N. One of the two; the other is 0."""
+
+    units: int = 0
+    percent: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A channel's policy. `nodes` None is all_nodes. The default is that of an auto-created channel."""
+
+    nodes: tuple[str, ...] | None = None
+    buffer: Buffer = Buffer()
+    oversell_limit: int = 0
+    low_stock_threshold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """What differs for one sku of a channel. None is absent, and absent is not 0."""
+
+    buffer: Buffer | None = None
+    oversell_limit: int | None = None
+    excluded_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """Something that happened at a source. `type` is the enum's name without its prefix."""
+
+    source: str
+    type: str
+    stream: str = ""
+    source_sequence: int = 0
+    event_id: str = ""
+    sku: str = ""
+    node: str = ""
+    quantity: int = 0
+    quarantined: bool = False
+    """State QUARANTINED of an ADJUSTMENT."""
+    order_source: str = ""
+    order_ref: str = ""
+    line: str = ""
+    reason: str = ""
+    occurred_us: int = 0
+
+    def key(self) -> Key:
+        """Give the place of this word among others: a number before a text, text by its bytes."""
+        identity = (0, self.source_sequence, b"") if self.source_sequence else (1, 0, self.event_id.encode())
+        return (self.occurred_us, self.source.encode(), self.stream.encode(), identity)
+
+
+Key = tuple[int, bytes, bytes, tuple[int, int, bytes]]
+
+STOCK_TYPES = frozenset(
+    ["RECEIPT", "ADJUSTMENT", "SHIPMENT", "QUARANTINE", "QUARANTINE_RELEASE", "WRITE_OFF", "RETURN_RECEIVED"]
+)
+WORD_TYPES = frozenset(("ORDER_PLACED", "ORDER_CHANGED"))
+ORDER_TYPES = WORD_TYPES | {"ORDER_ALLOCATED", "ORDER_CANCELLED"}
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Node:
+    online: bool = True
+    safety_stock: int = 0
+
+
+@dataclass
+class Position:
+    """The ledger's row for one (sku, node). `safety_stock` None: the node's default."""
+
+    on_hand: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    safety_stock: int | None = None
+
+
+@dataclass
+class Source:
+    """Units of a hold at one node; `oversold` of them beyond what was free there."""
+
+    node: str
+    quantity: int
+    oversold: int = 0
+
+
+@dataclass
+class Hold:
+    """A reservation. `lines` is what it holds per sku, in order of sourcing, or held when it ended."""
+
+    channel: str
+    order_source: str
+    order: OrderName | None
+    node: str
+    lines: dict[str, list[Source]]
+    state: str = "ACTIVE"
+
+    def quantity(self, sku: str) -> int:
+        return sum(source.quantity for source in self.lines.get(sku, []))
+
+
+@dataclass(frozen=True)
+class Word:
+    """The latest word of one cell of an order: its key, its quantity and, where it named one, its node."""
+
+    key: Key
+    quantity: int
+    node: str = ""
+
+
+@dataclass
+class Order:
+    """An order's facts, by (line, sku) and node, and `auto`: where units without any node were put."""
+
+    words: dict[tuple[str, str], Word] = field(default_factory=dict)
+    cancelled: Key | None = None
+    allocated: dict[tuple[str, str], dict[str, Word]] = field(default_factory=dict)
+    shipped: dict[tuple[str, str], Units] = field(default_factory=dict)
+    sourced: dict[str, Units] = field(default_factory=dict)
+    channel: str = ""
+    auto: dict[tuple[str, str], list[tuple[str, int]]] = field(default_factory=dict)
+    committed: dict[str, Units] = field(default_factory=dict)
+
+    def is_cancelled(self) -> bool:
+        """Tell whether the whole order was cancelled and no line has been reopened since."""
+        return self.cancelled is not None and all(self.supersedes(word) for word in self.words.values())
+
+    def supersedes(self, word: Word) -> bool:
+        """Tell whether the cancel of the whole order is later than a line's word."""
+        return self.cancelled is not None and word.key < self.cancelled
+
+    def line_groups(self, sku: str) -> dict[str, list[str]]:
+        """Name the groups in which the lines of a sku are evaluated: each line by itself, or all as one."""
+        told = {
+            line for facts in (self.words, self.allocated, self.shipped) for line, of in facts if of == sku
+        }
+        lines = sorted(told, key=str.encode)
+        if "" in told or self.sourced.get(sku):
+            return {TOGETHER: lines}
+        return {line: [line] for line in lines}
+
+    def facts(self, sku: str, group: str, lines: Iterable[str]) -> Facts:
+        """Add up the facts of a group of lines."""
+        lines = list(lines)
+        sourced = dict(self.sourced.get(sku, {})) if group == TOGETHER else {}
+        words = [self.words[line, sku] for line in lines if (line, sku) in self.words]
+        allocated: Units = {}
+        shipped: Units = {}
+        for line in lines:
+            for node, word in self.allocated.get((line, sku), {}).items():
+                allocated[node] = allocated.get(node, 0) + word.quantity
+            for node, quantity in self.shipped.get((line, sku), {}).items():
+                shipped[node] = shipped.get(node, 0) + quantity
+        ordered: int | None = None
+        spoken = bool(words) or self.cancelled is not None
+        if self.cancelled is not None:
+            ordered = sum(word.quantity for word in words if not self.supersedes(word))
+        elif words:
+            ordered = sum(word.quantity for word in words)
+        elif sourced:
+            ordered = sum(sourced.values())
+        return Facts(ordered=ordered, sourced=sourced, allocated=allocated, shipped=shipped, spoken=spoken)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that is known of one order line. `ordered` None: quantity unknown; `spoken`: a source gave it."""
+
+    ordered: int | None
+    sourced: Units
+    allocated: Units
+    shipped: Units
+    spoken: bool = False
+
+
+# --- what is answered -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shortage:
+    sku: str
+    requested: int
+    sellable: int
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The answer to a reserve. `outcome` is the enum's name without its prefix."""
+
+    outcome: str
+    reservation_id: str = ""
+    shortages: tuple[Shortage, ...] = ()
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The answer to extend, commit and release."""
+
+    state: str
+    replayed: bool = False
+    order_cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The formula's terms for one (channel, sku)."""
+
+    sellable: int
+    state: str
+    pool: int
+    buffer: int
+    oversell_limit: int
+    blocked: bool
+
+
+# --- the order's pure function --------------------------------------------------------------------
+
+
+def open_units(facts: Facts) -> int:
+    """What is still to ship: from the quantity wanted, else from the allocations alone."""
+    wanted = sum(facts.allocated.values()) if facts.ordered is None else facts.ordered
+    return max(0, wanted - sum(facts.shipped.values()))
+
+
+def place(facts: Facts) -> tuple[Units, int]:
+    """Place an order line's open units: (units at the nodes that facts name, the rest without any node)."""
+    still_open = open_units(facts)
+    confirmed: Units = {}
+    excess = 0
+    for node, quantity in facts.allocated.items():
+        confirmed[node] = max(0, quantity - facts.shipped.get(node, 0))
+    for node, quantity in facts.shipped.items():
+        excess += max(0, quantity - facts.allocated.get(node, 0))
+
+    committed: Units = {}
+    for node in by_name(confirmed):  # shipped beyond a node's allocation: others ship less, by name
+        lowered = min(confirmed[node], excess)
+        confirmed[node] -= lowered
+        excess -= lowered
+    for node in by_name(confirmed):  # never above what is open
+        confirmed[node] = min(confirmed[node], still_open)
+        committed[node] = confirmed[node]
+        still_open -= confirmed[node]
+
+    sourced = [node for node in by_name(facts.sourced) if facts.sourced[node] > 0]
+    places = [node for node in sourced if node not in facts.allocated]
+    places += [node for node in sourced if node in facts.allocated]
+    for node in places:
+        room = facts.sourced[node] - max(0, facts.shipped.get(node, 0)) - confirmed.get(node, 0)
+        put = min(still_open, max(0, room))
+        committed[node] = committed.get(node, 0) + put
+        still_open -= put
+    if places:
+        committed[places[0]] = committed.get(places[0], 0) + still_open
+        still_open = 0
+    return {node: units for node, units in committed.items() if units}, still_open
+
+
+def by_name(names: Iterable[str]) -> list[str]:
+    """Sort names by their bytes."""
+    return sorted(names, key=str.encode)
+
+
+def add_up(lines: Lines) -> dict[str, int]:
+    """Add up equal skus, in order of first appearance."""
+    wanted: dict[str, int] = {}
+    for sku, quantity in lines:
+        wanted[sku] = wanted.get(sku, 0) + quantity
+    return wanted
+
+
+# --- the ledger -----------------------------------------------------------------------------------
+
+T = TypeVar("T", Granted, Changed)
+
+
+class Model:
+    """A ledger that a reader can check by eye. Same calls in the same order, same state."""
+
+    def __init__(self, *, auto_create: bool = True) -> None:
+        self.auto_create = auto_create
+        self.nodes: dict[str, Node] = {}
+        self.channels: dict[str, Policy] = {}
+        self.overrides: dict[tuple[str, str], Override] = {}
+        self.stops: set[tuple[str, str]] = set()
+        self.positions: dict[str, dict[str, Position]] = {}
+        self.holds: dict[str, Hold] = {}
+        self.orders: dict[OrderName, Order] = {}
+        self.marks: dict[tuple[str, str], int] = {}
+        self.events: dict[tuple[str, str], Delta] = {}
+        self.requests: dict[str, tuple[object, Granted | Changed | Refusal]] = {}
+        self._carrying: dict[OrderName, list[str]] = {}
+        self._held: dict[tuple[OrderName, str], Units] = {}
+        self._reserved: dict[tuple[str, str], int] = {}
+        self._committed: dict[tuple[str, str], int] = {}
+
+    # --- formula
+
+    def give(self, sku: str, node: str) -> int:
+        position = self.positions.get(sku, {}).get(node, Position())
+        quarantined = max(0, sum(position.quarantined.values()))
+        return max(0, position.on_hand - quarantined - self.safety_stock(sku, node))
+
+    def net(self, sku: str, node: str) -> int:
+        return self.give(sku, node) - self.reserved(sku, node) - self.committed(sku, node)
+
+    def free(self, sku: str, node: str) -> int:
+        return max(0, self.net(sku, node))
+
+    def reserved(self, sku: str, node: str) -> int:
+        return self._reserved.get((sku, node), 0)
+
+    def committed(self, sku: str, node: str) -> int:
+        return self._committed.get((sku, node), 0)
+
+    def safety_stock(self, sku: str, node: str) -> int:
+        own = self.positions.get(sku, {}).get(node, Position()).safety_stock
+        return self.nodes.get(node, Node()).safety_stock if own is None else own
+
+    def policy(self, channel: str) -> Policy:
+        if channel not in self.channels and not self.auto_create:
+            raise Refusal("UNKNOWN_CHANNEL")
+        return self.channels.get(channel, Policy())
+
+    def channel_nodes(self, channel: str) -> list[str]:
+        """All nodes of a channel, in sourcing order."""
+        nodes = self.policy(channel).nodes
+        return by_name(self.nodes) if nodes is None else list(nodes)
+
+    def serves(self, channel: str, sku: str, node: str) -> bool:
+        """Tell whether a node of the channel is in N."""
+        excluded = self.overrides.get((channel, sku), Override()).excluded_nodes
+        return self.nodes[node].online and node not in excluded
+
+    def blocked(self, channel: str, sku: str) -> bool:
+        return bool(self.stops & {(channel, ""), ("", sku), (channel, sku)})
+
+    def terms(self, channel: str, sku: str, node: str = "") -> Terms:
+        """Work out the formula; with a node, as if the channel had only that node."""
+        policy = self.policy(channel)
+        override = self.overrides.get((channel, sku), Override())
+        pool = 0
+        gives = 0
+        for name in [node] if node else self.channel_nodes(channel):
+            if self.serves(channel, sku, name):
+                pool += self.net(sku, name)
+                gives += self.give(sku, name)
+            else:
+                pool += min(0, self.net(sku, name))
+        buffer = policy.buffer if override.buffer is None else override.buffer
+        kept = buffer.units + -(-buffer.percent * gives // 100)
+        oversell = policy.oversell_limit if override.oversell_limit is None else override.oversell_limit
+
+        blocked = self.blocked(channel, sku)
+        known = bool(self.positions.get(sku))
+        sellable = max(0, pool - kept + oversell) if known and not blocked else 0
+        if blocked:
+            state = "BLOCKED"
+        elif not known:
+            state = "UNKNOWN_SKU"
+        elif sellable == 0:
+            state = "OUT_OF_STOCK"
+        elif pool - kept <= 0:
+            state = "OVERSELLING"
+        elif sellable <= policy.low_stock_threshold:
+            state = "LOW_STOCK"
+        else:
+            state = "IN_STOCK"
+        return Terms(sellable, state, pool, kept, oversell, blocked)
+
+    def sellable(self, channel: str, sku: str) -> int:
+        return self.terms(channel, sku).sellable
+
+    def state(self, channel: str, sku: str) -> str:
+        return self.terms(channel, sku).state
+
+    def node_sellable(self, channel: str, sku: str, node: str) -> int:
+        """What a reservation that names this node could get; nothing where the node is not in N."""
+        if node not in self.channel_nodes(channel) or not self.serves(channel, sku, node):
+            return 0
+        return min(self.terms(channel, sku, node).sellable, self.sellable(channel, sku))
+
+    def grantable(self, channel: str, sku: str, node: str = "") -> int:
+        """What a reservation could get: the sellable, and nothing where no node is left to take it from."""
+        if node:
+            return self.node_sellable(channel, sku, node)
+        return self.sellable(channel, sku) if self._serving(channel, sku) else 0
+
+    def _serving(self, channel: str, sku: str) -> list[str]:
+        """N, in sourcing order."""
+        return [node for node in self.channel_nodes(channel) if self.serves(channel, sku, node)]
+
+    # --- reservations
+
+    def reserve(
+        self,
+        request_id: str,
+        channel: str,
+        lines: Lines,
+        *,
+        hold_ms: int = 60_000,
+        order_source: str = "",
+        order_ref: str = "",
+        allow_partial: bool = False,
+        node: str = "",
+        reservation_id: str = "",
+    ) -> Granted:
+        """Hold all lines or nothing, or with allow_partial what there is. The test names it."""
+
+        def decide() -> Granted:
+            self.policy(channel)
+            if node and node not in self.nodes:
+                raise Refusal("UNKNOWN_NODE")
+            if node and node not in self.channel_nodes(channel):
+                raise Refusal("INVALID_REQUEST")
+            wanted = add_up(lines)
+            shortages = self._shortages(channel, wanted, node)
+            granted = dict(wanted)
+            for short in shortages:
+                granted[short.sku] = short.sellable
+            if not any(granted.values()) or (shortages and not allow_partial):
+                return Granted("INSUFFICIENT_STOCK", shortages=shortages)
+            order = (order_source or channel, order_ref) if order_ref else None
+            sources = {
+                sku: self._source(channel, sku, units, node) for sku, units in granted.items() if units
+            }
+            self.holds[reservation_id] = Hold(channel, order_source, order, node, sources)
+            self._carrying.setdefault(self._owner(reservation_id), []).append(reservation_id)
+            self._count_held(self._owner(reservation_id), sources)
+            return Granted("PARTIAL" if shortages else "RESERVED", reservation_id, shortages)
+
+        content = ("reserve", channel, tuple(lines), hold_ms, order_source, order_ref, allow_partial, node)
+        return self._once(request_id, content, decide)
+
+    def extend(self, request_id: str, reservation_id: str, *, hold_ms: int = 60_000) -> Changed:
+        def decide() -> Changed:
+            return Changed(self._active(reservation_id).state)
+
+        return self._once(request_id, ("extend", reservation_id, hold_ms), decide)
+
+    def commit(
+        self, request_id: str, reservation_id: str, *, order_source: str = "", order_ref: str = ""
+    ) -> Changed:
+        """Turn a hold into what our commits put where; an expired one is reserved anew, or refused."""
+
+        def decide() -> Changed:
+            hold = self._find(reservation_id)
+            name = self._order_of_commit(hold, order_source, order_ref)
+            if hold.state == "COMMITTED" and hold.order == name:
+                return Changed("COMMITTED", replayed=True)
+            if hold.state in ("COMMITTED", "RELEASED"):
+                raise Refusal("RESERVATION_NOT_ACTIVE")
+            if hold.state == "EXPIRED":
+                wanted = {sku: hold.quantity(sku) for sku in hold.lines}
+                if self._shortages(hold.channel, wanted, hold.node):
+                    raise Refusal("RESERVATION_EXPIRED")
+                hold.lines = {
+                    sku: self._source(hold.channel, sku, units, hold.node) for sku, units in wanted.items()
+                }
+            self._end(reservation_id, "COMMITTED")
+            hold.order_source, hold.order = name[0], name
+            order = self.orders.setdefault(name, Order())
+            order.channel = order.channel or hold.channel
+            for sku, sources in hold.lines.items():
+                for source in sources:
+                    add(order.sourced.setdefault(sku, {}), source.node, source.quantity)
+                self._settle(name, sku)
+            return Changed("COMMITTED", order_cancelled=order.is_cancelled())
+
+        return self._once(request_id, ("commit", reservation_id, order_source, order_ref), decide)
+
+    def release(self, request_id: str, reservation_id: str, lines: Lines = ()) -> Changed:
+        """Give back everything, or the named units: oversold first, then in reverse order of sourcing."""
+
+        def decide() -> Changed:
+            hold = self._active(reservation_id)
+            back = add_up(lines)
+            if any(units > hold.quantity(sku) for sku, units in back.items()):
+                raise Refusal("INVALID_REQUEST")
+            if not back or all(back.get(sku) == hold.quantity(sku) for sku in hold.lines):
+                self._end(reservation_id, "RELEASED")
+                return Changed("RELEASED")
+            for sku, units in back.items():
+                self._give_back(hold.lines, sku, units)
+            self._count_held(self._owner(reservation_id), back)
+            return Changed("ACTIVE")
+
+        return self._once(request_id, ("release", reservation_id, tuple(lines)), decide)
+
+    def expire(self, reservation_id: str) -> None:
+        """End an ACTIVE hold, because its deadline passed and a ledger event said so."""
+        if self.holds[reservation_id].state == "ACTIVE":
+            self._end(reservation_id, "EXPIRED")
+
+    def held(self, reservation_id: str) -> dict[tuple[str, str], int]:
+        """Units of a reservation by (sku, node)."""
+        units: dict[tuple[str, str], int] = {}
+        for sku, sources in self.holds[reservation_id].lines.items():
+            for source in sources:
+                add(units, (sku, source.node), source.quantity)
+        return units
+
+    def _once(self, request_id: str, content: object, decide: Callable[[], T]) -> T:
+        """Decide a request once: the same content gets the first outcome, refusals too."""
+        if request_id in self.requests:
+            known, outcome = self.requests[request_id]
+            if known != content:
+                raise Refusal("REQUEST_ID_REUSED")
+            if isinstance(outcome, Refusal):
+                raise outcome
+            return replace(outcome, replayed=True)  # type: ignore[return-value]  # equal content, equal type
+        try:
+            answer = decide()
+        except Refusal as refusal:
+            self.requests[request_id] = (content, refusal)
+            raise
+        self.requests[request_id] = (content, answer)
+        return answer
+
+    def _find(self, reservation_id: str) -> Hold:
+        if reservation_id not in self.holds:
+            raise Refusal("RESERVATION_NOT_FOUND")
+        return self.holds[reservation_id]
+
+    def _active(self, reservation_id: str) -> Hold:
+        hold = self._find(reservation_id)
+        if hold.state == "EXPIRED":
+            raise Refusal("RESERVATION_EXPIRED")
+        if hold.state != "ACTIVE":
+            raise Refusal("RESERVATION_NOT_ACTIVE")
+        return hold
+
+    def _order_of_commit(self, hold: Hold, order_source: str, order_ref: str) -> OrderName:
+        source = order_source or hold.order_source or hold.channel
+        ref = order_ref or (hold.order[1] if hold.order else "")
+        if not ref:
+            raise Refusal("INVALID_REQUEST")
+        return source, ref
+
+    def _shortages(self, channel: str, wanted: dict[str, int], node: str) -> tuple[Shortage, ...]:
+        shortages = []
+        for sku, units in wanted.items():
+            sellable = self.grantable(channel, sku, node)
+            if sellable < units:
+                shortages.append(Shortage(sku, units, sellable))
+        return tuple(shortages)
+
+    def _source(self, channel: str, sku: str, units: int, node: str) -> list[Source]:
+        """Take units from nodes in order, each up to what is free; the rest is oversold at the first of N."""
+        nodes = [node] if node else self._serving(channel, sku)
+        sources = []
+        left = units
+        for name in nodes:
+            taken = min(left, self.free(sku, name))
+            left -= taken
+            if taken:
+                sources.append(Source(name, taken))
+        if left:
+            if sources and sources[0].node == nodes[0]:
+                sources[0].quantity += left
+                sources[0].oversold = left
+            else:
+                sources.insert(0, Source(nodes[0], left, left))
+        return sources
+
+    def _give_back(self, lines: dict[str, list[Source]], sku: str, units: int) -> None:
+        sources = lines[sku]
+        for source in sources:
+            back = min(units, source.oversold)
+            source.oversold -= back
+            source.quantity -= back
+            units -= back
+        for source in reversed(sources):
+            back = min(units, source.quantity)
+            source.quantity -= back
+            units -= back
+        lines[sku] = [source for source in sources if source.quantity]
+        if not lines[sku]:
+            del lines[sku]
+
+    def _end(self, reservation_id: str, state: str) -> None:
+        """End a hold: it counts no more. Its lines stay, as what it held."""
+        hold = self.holds[reservation_id]
+        if hold.state == "ACTIVE":
+            owner = self._owner(reservation_id)
+            self._carrying[owner].remove(reservation_id)
+            self._count_held(owner, hold.lines)
+        hold.state = state
+
+    # --- what holds count as reserved
+
+    def _owner(self, reservation_id: str) -> OrderName:
+        """Name whose holds count together: those that carry one order; any other hold counts by itself."""
+        return self.holds[reservation_id].order or ("", reservation_id)
+
+    def _count_held(self, owner: OrderName, skus: Iterable[str]) -> None:
+        """Count anew what the ACTIVE holds of an owner reserve: their units, less what the order covers.
+
+        Which nodes are lowered is the ledger's choice; here as a release would: newest hold first, oversold
+        units first, then in reverse order of sourcing.
+        """
+        for sku in list(skus):
+            units: Units = {}
+            covered = self.covered(owner, sku)
+            for reservation_id in reversed(self._carrying.get(owner, [])):
+                lines = {sku: [replace(source) for source in self.holds[reservation_id].lines.get(sku, [])]}
+                lowered = min(covered, sum(source.quantity for source in lines[sku]))
+                self._give_back(lines, sku, lowered)
+                covered -= lowered
+                for source in lines.get(sku, []):
+                    add(units, source.node, source.quantity)
+            self._replace(self._reserved, sku, self._held.pop((owner, sku), {}), units)
+            if units:
+                self._held[owner, sku] = units
+
+    def covered(self, order: OrderName, sku: str) -> int:
+        """Units of an order's holds that its facts count already, because its source or ERP spoke of them."""
+        facts_of = self.orders.get(order)
+        if facts_of is None:
+            return 0
+        wanted = 0
+        for group, lines in facts_of.line_groups(sku).items():
+            facts = facts_of.facts(sku, group, lines)
+            if facts.spoken:
+                wanted += facts.ordered or 0
+            else:
+                for node in facts.allocated:
+                    wanted += max(facts.allocated[node], facts.shipped.get(node, 0))
+                for node in facts.shipped:
+                    if facts.allocated and node not in facts.allocated:
+                        wanted += max(0, facts.shipped[node])
+        return max(0, wanted - sum(facts_of.sourced.get(sku, {}).values()))
+
+    def lowered(self, sku: str) -> int:
+        """Units of a sku that are held but not counted as reserved."""
+        held = sum(hold.quantity(sku) for hold in self.holds.values() if hold.state == "ACTIVE")
+        return held - sum(units for (of, _), units in self._reserved.items() if of == sku)
+
+    def adopt_reserved(self, sku: str, units: Units) -> None:
+        """Take over the ledger's choice of which nodes' reserved is lowered. The total must be the same."""
+        mine = {node: amount for (of, node), amount in self._reserved.items() if of == sku and amount}
+        if sum(mine.values()) != sum(units.values()):
+            raise AssertionError(f"reserved of {sku}: {mine} here, {units} in the ledger")
+        adopted = ("", "\0adopted")
+        before = self._held.pop((adopted, sku), {})
+        after = dict(before)
+        for node in {*mine, *units}:
+            add(after, node, units.get(node, 0) - mine.get(node, 0))
+        self._replace(self._reserved, sku, before, after)
+        after = {node: amount for node, amount in after.items() if amount}
+        if after:
+            self._held[adopted, sku] = after
+
+    def _replace(self, totals: dict[tuple[str, str], int], sku: str, before: Units, after: Units) -> None:
+        for node, units in before.items():
+            add(totals, (sku, node), -units)
+        for node, units in after.items():
+            add(totals, (sku, node), units)
+            if units:
+                self._position(sku, node)
+
+    # --- orders
+
+    def order_committed(self, name: OrderName, sku: str) -> Units:
+        """What an order commits of a sku, by node."""
+        order = self.orders.get(name)
+        return dict(order.committed.get(sku, {})) if order else {}
+
+    def _settle(self, name: OrderName, sku: str) -> None:
+        """Evaluate an order's lines of one sku anew, after a fact about them changed."""
+        order = self.orders[name]
+        groups = order.line_groups(sku)
+        placed = {group: place(order.facts(sku, group, lines)) for group, lines in groups.items()}
+        self._keep_auto(order, sku, {group: rest for group, (_, rest) in placed.items()})
+        self._write_committed(order, sku, [units for units, _ in placed.values()])
+        for group, (_, rest) in placed.items():
+            order.auto[sku, group] = self._put_auto(name, sku, groups[group], order.auto[sku, group], rest)
+            self._write_committed(order, sku, [units for units, _ in placed.values()])
+        self._count_held(name, [sku])
+
+    def _keep_auto(self, order: Order, sku: str, rests: dict[str, int]) -> None:
+        """Shrink what was put without a node to what is left of it, from the last."""
+        if TOGETHER in rests:
+            parts = [
+                order.auto.pop(key) for key in sorted(order.auto) if key[0] == sku and key[1] != TOGETHER
+            ]
+            joined = order.auto.get((sku, TOGETHER), []) + [entry for part in parts for entry in part]
+            order.auto[sku, TOGETHER] = joined
+        for group, rest in rests.items():
+            kept = []
+            for node, units in order.auto.get((sku, group), []):
+                kept.append((node, min(units, rest)))
+                rest -= kept[-1][1]
+            order.auto[sku, group] = [(node, units) for node, units in kept if units]
+
+    def _put_auto(
+        self, name: OrderName, sku: str, lines: list[str], auto: list[tuple[str, int]], rest: int
+    ) -> list[tuple[str, int]]:
+        """Put units that no fact places: at the node that the source's word named, else like a grant."""
+        order = self.orders[name]
+        words = [order.words[line, sku] for line in lines if (line, sku) in order.words]
+        named = [word.node for word in words if word.node and not order.supersedes(word)]
+        if named:
+            return [(named[0], rest)] if rest else []
+        missing = rest - sum(units for _, units in auto)
+        channel = order.channel or (name[0] if name[0] in self.channels else "")
+        if channel:
+            nodes = self._serving(channel, sku)
+        else:
+            nodes = [node for node in by_name(self.nodes) if self.nodes[node].online]
+        first = (nodes or by_name(self.nodes))[:1]
+        put: Units = dict(auto)
+        for node in nodes:
+            taken = min(missing, self.free(sku, node))
+            if taken:
+                add(put, node, taken)
+                missing -= taken
+        if missing and first:
+            add(put, first[0], missing)
+        return list(put.items())
+
+    def _write_committed(self, order: Order, sku: str, placed: list[Units]) -> None:
+        units: Units = {}
+        for part in placed:
+            for node, amount in part.items():
+                add(units, node, amount)
+        for (of, _), auto in order.auto.items():
+            if of == sku:
+                for node, amount in auto:
+                    add(units, node, amount)
+        self._replace(self._committed, sku, order.committed.get(sku, {}), units)
+        order.committed[sku] = units
+
+    # --- deltas
+
+    def apply_delta(self, delta: Delta, *, source: str = "") -> tuple[str, str]:
+        """Apply one delta of a request of `source`: (result, reason where REJECTED)."""
+        if source and source != delta.source:
+            return "REJECTED", "SOURCE_MISMATCH"
+        if delta.source_sequence:
+            stream = (delta.source, delta.stream)
+            mark = self.marks.get(stream)
+            if mark is not None and delta.source_sequence <= mark:
+                return "DUPLICATE", ""
+            if mark is not None and delta.source_sequence > mark + 1:
+                return "PARKED", ""
+            self.marks[stream] = delta.source_sequence
+        elif (delta.source, delta.event_id) in self.events:
+            known = self.events[delta.source, delta.event_id]
+            return ("DUPLICATE", "") if known == delta else ("REJECTED", "CONFLICT")
+        reason = self._problem(delta)
+        if reason:
+            return "REJECTED", reason
+        if not delta.source_sequence:
+            self.events[delta.source, delta.event_id] = delta
+        if delta.node:
+            self.nodes.setdefault(delta.node, Node())
+        if delta.type in STOCK_TYPES:
+            self._apply_stock(delta)
+            return "APPLIED", ""
+        return self._apply_order(delta), ""
+
+    def _problem(self, delta: Delta) -> str:
+        """Say why a delta cannot be applied, or nothing."""
+        if delta.type not in STOCK_TYPES | ORDER_TYPES:
+            return "INVALID_REQUEST"
+        signed = delta.type in ("ADJUSTMENT", "SHIPMENT")
+        absolute = delta.type in ORDER_TYPES
+        if abs(delta.quantity) > QUANTITY_MAX or (delta.quantity == 0 and not absolute):
+            return "INVALID_QUANTITY"
+        if delta.quantity < 0 and not signed:
+            return "INVALID_QUANTITY"
+        whole_cancel = delta.type == "ORDER_CANCELLED" and not delta.sku and not delta.line
+        quarantines = delta.type in ("QUARANTINE", "QUARANTINE_RELEASE", "WRITE_OFF") or delta.quarantined
+        incomplete = (
+            (not delta.sku and not whole_cancel)
+            or (not delta.node and (delta.type in STOCK_TYPES or delta.type == "ORDER_ALLOCATED"))
+            or (not delta.order_ref and absolute)
+            or (not delta.reason and quarantines)
+        )
+        if incomplete:
+            return "INVALID_REQUEST"
+        if delta.node and delta.node not in self.nodes and not self.auto_create:
+            return "UNKNOWN_NODE"
+        return ""
+
+    def _apply_stock(self, delta: Delta) -> None:
+        position = self._position(delta.sku, delta.node)
+        quantity = delta.quantity
+        if delta.type in ("RECEIPT", "ADJUSTMENT", "RETURN_RECEIVED"):
+            position.on_hand += quantity
+        if delta.type in ("SHIPMENT", "WRITE_OFF"):
+            position.on_hand -= quantity
+        if delta.type == "QUARANTINE" or (delta.type == "RECEIPT" and delta.reason) or delta.quarantined:
+            add(position.quarantined, delta.reason, quantity)
+        if delta.type in ("QUARANTINE_RELEASE", "WRITE_OFF"):
+            add(position.quarantined, delta.reason, -quantity)
+        if delta.type == "RETURN_RECEIVED":
+            add(position.quarantined, "return", quantity)
+        if delta.type == "SHIPMENT" and delta.order_ref:
+            name = (delta.order_source or delta.source, delta.order_ref)
+            order = self.orders.setdefault(name, Order())
+            add(order.shipped.setdefault((delta.line, delta.sku), {}), delta.node, quantity)
+            self._settle(name, delta.sku)
+
+    def _apply_order(self, delta: Delta) -> str:
+        name = (delta.order_source or delta.source, delta.order_ref)
+        order = self.orders.setdefault(name, Order())
+        cell = (delta.line, delta.sku)
+        word = Word(delta.key(), 0 if delta.type == "ORDER_CANCELLED" else delta.quantity, delta.node)
+        if delta.type == "ORDER_CANCELLED" and not delta.sku:
+            if order.cancelled is not None and word.key < order.cancelled:
+                return "STALE"
+            order.cancelled = word.key
+            self._release_carried(name, "")
+            for sku in self._skus_of(order):
+                self._settle(name, sku)
+            return "APPLIED"
+        if delta.type == "ORDER_ALLOCATED":
+            latest = order.allocated.get(cell, {}).get(delta.node)
+        else:
+            latest = order.words.get(cell)
+        if latest is not None and word.key < latest.key:
+            return "STALE"
+        if delta.type == "ORDER_ALLOCATED":
+            order.allocated.setdefault(cell, {})[delta.node] = word
+        else:
+            order.words[cell] = word
+        if delta.type == "ORDER_CANCELLED":
+            self._release_carried(name, delta.sku)
+        self._settle(name, delta.sku)
+        return "APPLIED"
+
+    def _skus_of(self, order: Order) -> list[str]:
+        told = {sku for facts in (order.words, order.allocated, order.shipped) for _, sku in facts}
+        return by_name(told | set(order.sourced))
+
+    def _release_carried(self, name: OrderName, sku: str) -> None:
+        """End the ACTIVE holds that carry a cancelled order, or (with a sku) their units of it."""
+        for reservation_id in list(self._carrying.get(name, [])):
+            hold = self.holds[reservation_id]
+            if not sku or list(hold.lines) == [sku]:
+                self._end(reservation_id, "RELEASED")
+            elif sku in hold.lines:
+                del hold.lines[sku]
+                self._count_held(name, [sku])
+
+    def _position(self, sku: str, node: str) -> Position:
+        return self.positions.setdefault(sku, {}).setdefault(node, Position())
+
+    # --- policy
+
+    def set_channel(self, channel: str, policy: Policy) -> None:
+        for node in policy.nodes or ():
+            if node not in self.nodes and not self.auto_create:
+                raise Refusal("UNKNOWN_NODE")
+            self.nodes.setdefault(node, Node())
+        self.channels[channel] = policy
+
+    def set_override(self, channel: str, sku: str, override: Override) -> None:
+        self.policy(channel)
+        self.overrides[channel, sku] = override
+
+    def clear_override(self, channel: str, sku: str) -> None:
+        self.policy(channel)
+        self.overrides.pop((channel, sku), None)
+
+    def set_node(self, node: str, *, online: bool) -> None:
+        self.nodes.setdefault(node, Node()).online = online
+
+    def set_safety_stock(self, node: str, quantity: int | None, *, sku: str = "") -> None:
+        """Set a position's safety stock (None: back to the node's default), or the node's default."""
+        if node not in self.nodes:
+            raise Refusal("UNKNOWN_NODE")
+        if sku:
+            self._position(sku, node).safety_stock = quantity
+        else:
+            self.nodes[node].safety_stock = quantity or 0
+
+    def set_sale_state(self, *, channel: str = "", sku: str = "", blocked: bool) -> None:
+        if blocked:
+            self.stops.add((channel, sku))
+        else:
+            self.stops.discard((channel, sku))
+
+    # --- audit
+
+    def audit(self) -> None:
+        """Check the model against itself: what positions count is the sum of what holds and orders count."""
+        reserved: dict[tuple[str, str], int] = {}
+        for (_, sku), units in self._held.items():
+            for node, amount in units.items():
+                add(reserved, (sku, node), amount)
+        committed: dict[tuple[str, str], int] = {}
+        for order in self.orders.values():
+            for sku, units in order.committed.items():
+                for node, amount in units.items():
+                    add(committed, (sku, node), amount)
+        for mine, whole in ((self._reserved, reserved), (self._committed, committed)):
+            assert {k: v for k, v in mine.items() if v} == {k: v for k, v in whole.items() if v}
+
+
+K = TypeVar("K")
+
+
+def add(totals: dict[K, int], key: K, amount: int) -> None:
+    """Add to one of several totals."""
+    totals[key] = totals.get(key, 0) + amount
