@@ -1,0 +1,200 @@
+"""What goes into the ledger's functions and what comes back: msgpack arrays as the Lua files read and write them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from availability.ledger.record import Cause, ChannelState, HoldLine
+
+
+class RequestKey(msgspec.Struct, array_like=True, frozen=True):
+    """Idempotency of one call: what was asked, by whom. ``uuid_ms`` is 0 where the id is not a UUIDv7."""
+
+    request_id: str
+    bucket: int
+    fingerprint: str
+    uuid_ms: int
+    author: str
+    correlation_id: str
+
+
+class Reserve(msgspec.Struct, array_like=True, frozen=True):
+    """``lines`` are distinct skus. ``node`` is empty where the channel's order decides."""
+
+    request: RequestKey
+    reservation_id: str
+    channel: str
+    lines: list[tuple[str, int]]
+    hold_ms: int
+    order_source: str
+    order_ref: str
+    allow_partial: bool
+    node: str
+    auto_create: bool
+
+
+class Extend(msgspec.Struct, array_like=True, frozen=True):
+    request: RequestKey
+    reservation_id: str
+    hold_ms: int
+
+
+class Commit(msgspec.Struct, array_like=True, frozen=True):
+    request: RequestKey
+    reservation_id: str
+    order_source: str
+    order_ref: str
+
+
+class Release(msgspec.Struct, array_like=True, frozen=True):
+    request: RequestKey
+    reservation_id: str
+    lines: list[tuple[str, int]]
+
+
+class HoldView(msgspec.Struct, array_like=True, frozen=True):
+    """A reservation as it is now. Times are milliseconds since 1970 UTC."""
+
+    reservation_id: str
+    state: int  # availability.v1 ReservationState
+    channel: str
+    order_source: str
+    order_ref: str
+    create_ms: int
+    expire_ms: int
+    version: str
+    lines: list[HoldLine]
+
+
+class HoldReply(msgspec.Struct, array_like=True, frozen=True):
+    """``status``: RESERVED, PARTIAL, INSUFFICIENT_STOCK, EXTENDED, COMMITTED, RELEASED, or the reason of a refusal.
+
+    ``shortages`` are (index of the line, from 0; what could have been held).
+    """
+
+    status: str
+    version: str
+    replayed: bool
+    reservation: HoldView | bool
+    shortages: list[tuple[int, int]]
+    order_cancelled: bool
+
+
+class DeltaEntry(msgspec.Struct, array_like=True, frozen=True):
+    """One delta of a call; with a ``rejected`` reason it only consumes its number."""
+
+    fingerprint: str
+    bucket: int
+    rejected: str
+    cause: Cause
+
+
+class Deltas(msgspec.Struct, array_like=True, frozen=True):
+    source: str
+    deltas: list[msgspec.Raw]
+    auto_create: bool
+    event_window_ms: int
+
+
+class DeltasReply(msgspec.Struct, array_like=True, frozen=True):
+    """``results`` are DeltaResult numbers; ``details`` (index, result, reason, expected number) of those not APPLIED."""
+
+    status: str
+    version: str
+    results: list[int]
+    details: list[tuple[int, int, str, int]]
+
+
+class StreamChange(msgspec.Struct, array_like=True, frozen=True):
+    """``action`` is SKIP_GAP (``next_sequence`` counts) or RESET."""
+
+    request: RequestKey
+    source: str
+    stream: str
+    action: str
+    next_sequence: int
+    reason: str
+
+
+class StreamRow(msgspec.Struct, array_like=True, frozen=True):
+    """A stream as kept. Times are ledger clock; ``mark`` 0: no number yet."""
+
+    mark: int
+    seen_ms: int
+    parked_sequence: int
+    parked_ms: int
+    was_reset: int = 0
+
+
+class StreamReply(msgspec.Struct, array_like=True, frozen=True):
+    status: str
+    version: str
+    replayed: bool
+    row: StreamRow | bool
+    clock_ms: int
+
+
+class PolicyChange(msgspec.Struct, array_like=True, frozen=True):
+    """``what`` names the writer in functions/12_policies.lua; ``value`` is its array."""
+
+    request: RequestKey
+    what: str
+    value: list[object]
+    reason: str
+    auto_create: bool
+
+
+class PolicyReply(msgspec.Struct, array_like=True, frozen=True):
+    """``name`` is what a refusal is about."""
+
+    status: str
+    version: str
+    replayed: bool
+    name: str
+    channel: ChannelState | bool
+
+
+class SweepReply(msgspec.Struct, array_like=True, frozen=True):
+    status: str
+    version: str
+    expired: int
+    forgotten: int
+    clock_ms: int
+
+
+class TrimReply(msgspec.Struct, array_like=True, frozen=True):
+    status: str
+    length: int
+    full: bool
+
+
+class OrderLineState(msgspec.Struct, array_like=True, frozen=True):
+    """Facts of one order line, as functions/08_orders.lua keeps them. ``word`` -1: the source has not spoken."""
+
+    line: str
+    own: int
+    word: int
+    word_key: list[object] | bool
+    sourced: dict[str, int] | list[object]
+    allocated: dict[str, tuple[int, list[object]]] | list[object]
+    shipped: dict[str, int] | list[object]
+
+
+class OrderSkuState(msgspec.Struct, array_like=True, frozen=True):
+    """Facts of one sku of an order. An empty Lua table arrives as an empty list."""
+
+    lines: list[OrderLineState]
+    holds: dict[str, list[tuple[str, int]]] | list[object]
+    waived: dict[str, int] | list[object]
+    committed: dict[str, int] | list[object]
+    auto: list[tuple[str, int]]
+    hint: str
+
+
+class OrderMeta(msgspec.Struct, array_like=True, frozen=True):
+    cancel_key: list[object] | bool
+    channel: str
+    reservations: list[str]
+    last_fact_ms: int
+    order_source: str
+    order_ref: str

@@ -1,0 +1,329 @@
+"""Group commit: calls that arrive while one round trip is under way travel together in the next pipeline.
+
+One thread owns one connection. Every call carries ids that make it safe to send again (request id, source sequence,
+event id), so after a lost connection or a moved epoch the whole group is sent again in the same order, until each
+call's own deadline. Throughput then follows Redis, not the round trip.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import redis
+from redis.exceptions import RedisError, ResponseError
+
+from availability.ledger import keys
+from availability.ledger.connection import (
+    ConnectionSettings,
+    is_missing_function,
+    load_library,
+    make_client,
+    make_pool,
+    translate,
+)
+from availability.ledger.errors import LedgerError, LedgerFunctionFailed, LedgerRefused, LedgerUnreachable
+from availability.ledger.library import Library
+
+_FENCED = b"\x92\xa6FENCED"
+_NOT_READY = b"\x91\xa9NOT_READY"
+
+
+class DeadlinePassed(LedgerError):
+    """The caller's deadline passed; whether a call that was sent counts is unknown."""
+
+
+class DurabilityUnconfirmed(LedgerError):
+    """Done, but not confirmed by enough replicas in time. Asking again with the same id tells."""
+
+
+class NoLedger(LedgerError):
+    """Redis holds no ledger under this prefix, or another one than this server works on."""
+
+
+class Pending:
+    """A call on its way. ``wait`` from one thread only."""
+
+    __slots__ = ("_done", "deadline", "error", "function", "payload", "reply", "sent")
+
+    def __init__(self, function: str, payload: bytes, deadline: float) -> None:
+        self.function = function
+        self.payload = payload
+        self.deadline = deadline
+        self.reply: bytes = b""
+        self.error: LedgerError | None = None
+        self.sent = False
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def finish(self) -> None:
+        """Wake the waiter; reply or error is set."""
+        self._done.release()
+
+    def wait(self) -> bytes:
+        """Return the packed reply. Raises LedgerError."""
+        if not self._done.acquire(timeout=max(0.0, self.deadline - time.monotonic()) + 0.05):
+            raise DeadlinePassed("no answer from the ledger before the deadline; ask again with the same id")
+        if self.error is not None:
+            raise self.error
+        return self.reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """Limits of the group commit. ``wait_replicas`` 0 means that no replica confirms."""
+
+    group_max: int = 128
+    group_bytes_max: int = 4_000_000
+    wait_replicas: int = 0
+    wait_timeout_ms: int = 500
+    backoff_min_s: float = 0.02
+    backoff_max_s: float = 0.5
+
+
+class CommitQueue:
+    """Sends mutating calls in groups. Start it, submit to it, close it."""
+
+    def __init__(
+        self,
+        connection: ConnectionSettings,
+        settings: QueueSettings,
+        library: Library,
+        *,
+        on_group: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._connection_settings = connection
+        self._settings = settings
+        self._library = library
+        self._on_group = on_group
+        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._pool = make_pool(connection)
+        self._connection: redis.Connection | None = None
+        self._meta_key = keys.meta(connection.prefix, connection.shard)
+        self._confirm_key = keys.confirm(connection.prefix, connection.shard)
+        self._ledger_id = ""
+        self._epoch = b"0"
+        self._groups = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="commit-queue", daemon=True)
+        self.last_answer = 0.0
+        """Monotonic time at which Redis last answered a group; 0 before the first."""
+
+    def start(self, ledger_id: str) -> None:
+        """Begin sending for this ledger, and for no other."""
+        self._ledger_id = ledger_id
+        self._thread.start()
+
+    def close(self) -> None:
+        """Send what was submitted and stop."""
+        self._closed.set()
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+        self._drop_connection()
+        self._pool.disconnect()
+
+    def depth(self) -> int:
+        """Calls waiting for the next group."""
+        return self._queue.qsize()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that calls are sent under."""
+        return int(self._epoch)
+
+    def submit(self, function: str, payload: bytes, deadline: float) -> Pending:
+        """Queue a call; ``deadline`` is a monotonic time. Never blocks."""
+        pending = Pending(function, payload, deadline)
+        if self._closed.is_set():
+            pending.error = LedgerUnreachable("the server is shutting down")
+            pending.finish()
+            return pending
+        self._queue.put(pending)
+        return pending
+
+    # The thread ---------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group = [first]
+            size = len(first.payload)
+            closing = False
+            while len(group) < self._settings.group_max and size < self._settings.group_bytes_max:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    closing = True
+                    break
+                group.append(item)
+                size += len(item.payload)
+            started = time.monotonic()
+            self._carry_out(group)
+            if self._on_group is not None:
+                self._on_group(len(group), time.monotonic() - started)
+            if closing:
+                return
+
+    def _carry_out(self, group: list[Pending]) -> None:
+        """Send a group until each call has an answer or its deadline has passed."""
+        backoff = self._settings.backoff_min_s
+        while group:
+            group = self._drop_late(group)
+            if not group:
+                return
+            try:
+                group = self._round_trip(group)
+                if group:  # fenced: the epoch is known now
+                    continue
+            except LedgerUnreachable as error:
+                self._drop_connection()
+                if self._closed.is_set():
+                    self._fail(group, error)
+                    return
+                time.sleep(backoff * (0.5 + random.random()))
+                backoff = min(backoff * 2, self._settings.backoff_max_s)
+            except LedgerError as error:
+                self._drop_connection()
+                self._fail(group, error)
+                return
+            except Exception as error:  # a bug must not stop the queue; callers see it
+                self._drop_connection()
+                self._fail(group, LedgerFunctionFailed(f"commit queue failed: {error!r}"))
+                return
+
+    def _drop_late(self, group: list[Pending]) -> list[Pending]:
+        now = time.monotonic()
+        kept = []
+        for pending in group:
+            if pending.deadline > now:
+                kept.append(pending)
+                continue
+            if pending.sent:
+                pending.error = LedgerUnreachable("Redis did not answer in time; ask again with the same id")
+            else:
+                pending.error = DeadlinePassed("the deadline passed before the call was sent: nothing was done")
+            pending.finish()
+        return kept
+
+    def _fail(self, group: list[Pending], error: LedgerError) -> None:
+        for pending in group:
+            pending.error = error
+            pending.finish()
+
+    def _round_trip(self, group: list[Pending]) -> list[Pending]:
+        """Send all, read all. Returns the calls to send again, in order."""
+        connection = self._connect()
+        if self._epoch == b"0":
+            self._shake_hands()
+        commands: list[tuple[bytes | str | int, ...]] = [
+            ("FCALL", pending.function, 1, self._meta_key, self._epoch, pending.payload) for pending in group
+        ]
+        confirming = self._settings.wait_replicas > 0
+        if confirming:
+            self._groups += 1
+            commands.append(("SET", self._confirm_key, self._groups))
+            commands.append(("WAIT", self._settings.wait_replicas, self._settings.wait_timeout_ms))
+        try:
+            for pending in group:
+                pending.sent = True
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            replies = [self._read(connection) for _ in commands]
+        except (RedisError, OSError) as error:
+            raise translate(error) from error
+        self.last_answer = time.monotonic()
+        confirmed = True
+        if confirming:
+            acknowledged = replies.pop()
+            replies.pop()
+            confirmed = isinstance(acknowledged, int) and acknowledged >= self._settings.wait_replicas
+        return self._settle(group, replies, confirmed)
+
+    def _read(self, connection: redis.Connection) -> object:
+        try:
+            return connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            return error
+
+    def _settle(self, group: list[Pending], replies: list[object], confirmed: bool) -> list[Pending]:
+        again: list[Pending] = []
+        missing = fenced = False
+        unreachable: LedgerUnreachable | None = None
+        for pending, reply in zip(group, replies, strict=True):
+            if isinstance(reply, bytes):
+                if reply.startswith(_FENCED):
+                    fenced = True
+                    again.append(pending)
+                    continue
+                if reply.startswith(_NOT_READY):
+                    pending.error = NoLedger("Redis holds no ledger under this prefix any more")
+                elif confirmed:
+                    pending.reply = reply
+                else:
+                    pending.error = DurabilityUnconfirmed("not confirmed by enough replicas in time")
+            elif isinstance(reply, Exception):
+                if is_missing_function(reply):
+                    missing = True
+                    again.append(pending)
+                    continue
+                error = translate(reply)
+                if isinstance(error, LedgerUnreachable):
+                    unreachable = error
+                    again.append(pending)
+                    continue
+                pending.error = error
+            else:
+                pending.error = LedgerRefused(f"unexpected reply of type {type(reply).__name__}")
+            pending.finish()
+        if unreachable is not None:
+            group[:] = again  # what the caller sends again on the next connection
+            raise unreachable
+        if missing:
+            with make_client(self._connection_settings) as client:
+                load_library(client, self._library)
+        if fenced:
+            self._shake_hands()
+        return again
+
+    def _shake_hands(self) -> None:
+        """Learn the epoch, or begin the next one. Raises NoLedger for a ledger that is not ours."""
+        payload = msgspec.msgpack.encode([self._ledger_id])
+        with make_client(self._connection_settings) as client:
+            try:
+                reply = client.execute_command(
+                    "FCALL", self._library.function("handshake"), 1, self._meta_key, b"0", payload
+                )
+            except (RedisError, OSError) as error:
+                if is_missing_function(error):
+                    load_library(client, self._library)
+                    self._shake_hands()
+                    return
+                raise translate(error) from error
+        status, epoch, *_ = msgspec.msgpack.decode(reply)
+        if status != "OK":
+            raise NoLedger("Redis holds another ledger, or none, under this prefix")
+        self._epoch = str(epoch).encode()
+
+    def _connect(self) -> redis.Connection:
+        if self._connection is None:
+            connection = self._pool.make_connection()
+            try:
+                connection.connect()
+            except (RedisError, OSError) as error:
+                raise translate(error) from error
+            self._connection = connection
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None

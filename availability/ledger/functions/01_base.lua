@@ -1,0 +1,44 @@
+-- What every other file uses: shorthands, byte order, keys.
+-- One library; the files are joined in the order of their names. Rules: no globals, no rollback to rely on
+-- (see 02_txn.lua), every number an integer below 2^53, text compared byte by byte (`<` would follow the locale).
+
+-- Redis gives these only while a function runs, so 99_register.lua binds them at the first call.
+local call, pcall_redis, sha1hex
+local pack, unpack_msg, struct_pack, struct_unpack
+local sub, byte, match, format
+local floor, ceil, max, min, abs
+
+local DAY_MS = 86400000
+local BALANCE_ABS_MAX = 100000000000
+local QUANTITY_MAX = 1000000000
+
+-- a < b, byte by byte.
+local function before(a, b)
+  if a == b then return false end
+  for i = 1, min(#a, #b) do
+    local x, y = byte(a, i), byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+
+-- The keys of a table of text keys, in byte order.
+local function sorted_keys(t)
+  local names = {}
+  for name in pairs(t) do names[#names + 1] = name end
+  table.sort(names, before)
+  return names
+end
+
+-- Two ids as one, so that no pair can be mistaken for another.
+local function pair(a, b)
+  return #a .. ':' .. a .. b
+end
+
+local function int(n)
+  return format('%.0f', n)
+end
+
+local function version_text(epoch, seq)
+  return int(epoch) .. '-' .. int(seq)
+end

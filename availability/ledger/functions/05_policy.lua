@@ -1,0 +1,77 @@
+-- Policy as the functions read it: channels, nodes, stops. Layouts are those of record.py.
+
+local Policy = {}
+local ONLINE = 1
+
+-- Every node as {name, state, safety_stock}, by name.
+function Policy.node_table(ctx)
+  if not ctx.node_table then
+    local raw = call('HGET', ctx.base .. 'policy:node', '')
+    ctx.node_table_raw = raw
+    ctx.node_table = raw and unpack_msg(raw) or {}
+    ctx.nodes = {}
+    for _, n in ipairs(ctx.node_table) do ctx.nodes[n[1]] = n end
+  end
+  return ctx.node_table
+end
+
+-- Declare or replace a node. state is a NodeState array of record.py.
+function Policy.put_node(ctx, txn, state)
+  local nodes, name = Policy.node_table(ctx), state[1]
+  local entry = {name, state[2], state[3]}
+  local place
+  for i, n in ipairs(nodes) do
+    if n[1] == name then place = i end
+  end
+  local key = ctx.base .. 'policy:node'
+  local old = place and call('HGET', key, name) or false
+  if place then
+    nodes[place] = entry
+  else
+    nodes[#nodes + 1] = entry
+    table.sort(nodes, function(a, b) return before(a[1], b[1]) end)
+  end
+  ctx.nodes[name] = entry
+  local raw = pack(nodes)
+  txn:hash(key, name, pack(state), old)
+  ctx.node_table_dirty = raw
+end
+
+-- Write the table of nodes once, however many were declared.
+function Policy.flush_nodes(ctx, txn)
+  if ctx.node_table_dirty then
+    txn:hash(ctx.base .. 'policy:node', '', ctx.node_table_dirty, ctx.node_table_raw)
+  end
+end
+
+local function from_state(ctx, p, blocked)
+  local ch = {
+    name = p[1], units = p[4], percent = p[5], oversell = p[6], blocked = blocked, nodes = {}, online = {}, safety = {},
+  }
+  if p[2] then
+    for i, n in ipairs(Policy.node_table(ctx)) do
+      ch.nodes[i], ch.online[i], ch.safety[i] = n[1], n[2] == ONLINE, n[3]
+    end
+  else
+    local names = p[3]
+    local found = #names > 0 and call('HMGET', ctx.base .. 'policy:node', unpack(names)) or {}
+    for i, name in ipairs(names) do
+      local n = found[i] and unpack_msg(found[i]) or {name, ONLINE, 0}
+      ch.nodes[i], ch.online[i], ch.safety[i] = name, n[2] == ONLINE, n[3]
+    end
+  end
+  return ch
+end
+
+-- The channel, or nil where it has no policy and none is made by itself.
+function Policy.channel(ctx, name, auto_create)
+  local raw = call('HGET', ctx.base .. 'policy:channel', name)
+  if not raw and not auto_create then return nil end
+  local blocked = call('HGET', ctx.base .. 'policy:stop', name) and true or false
+  return from_state(ctx, raw and unpack_msg(raw) or {name, true, {}, 0, -1, 0}, blocked)
+end
+
+-- Every online node by name, no buffer: where an order is sourced that no channel claims.
+function Policy.everywhere(ctx)
+  return from_state(ctx, {'', true, {}, 0, -1, 0}, false)
+end

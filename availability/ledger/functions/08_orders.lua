@@ -1,0 +1,308 @@
+-- Orders: facts per order line, and the one pure function that says what a line commits at each node.
+--
+-- `ord:<order>` is a hash: "m" -> {cancel_key | false, channel, reservations, last_fact_ms, source, ref},
+-- "s" .. sku -> facts = {lines, holds, waived, committed, auto, hint}:
+--   lines      {{line, own, word (-1: none), word_key | false, sourced {node: q}, allocated {node: {q, key}}, shipped {node: q}}, ...}
+--   holds      {reservation: {{node, q}, ...}} of active holds that carry the order
+--   waived     {node: q} of these holds that do not count, because the order's own facts count them already
+--   committed  {node: q} as it stands in the positions
+--   auto       {{node, q}, ...} where the ledger sourced what no fact gives a node
+--   hint       node named by the order's source, or ''
+-- "z" -> '1' for a closed order whose facts are gone: later facts are refused. Links of orders get "l".
+
+local Orders = {}
+local OWN, WORD, WORD_KEY, SOURCED, ALLOCATED, SHIPPED = 2, 3, 4, 5, 6, 7
+local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT = 1, 2, 3, 4, 5, 6
+local CANCEL, CHANNEL, RESERVATIONS, LAST_FACT = 1, 2, 3, 4
+local RESERVATIONS_KEPT = 200
+
+-- Keys of absolute facts {occurred_us, source, stream, sequence (0: none), event_id}: which word is later?
+function Orders.key_less(a, b)
+  if a[1] ~= b[1] then return a[1] < b[1] end
+  for i = 2, 3 do
+    if a[i] ~= b[i] then return before(a[i], b[i]) end
+  end
+  if (a[4] > 0) ~= (b[4] > 0) then return a[4] > 0 end
+  if a[4] ~= b[4] then return a[4] < b[4] end
+  return before(a[5], b[5])
+end
+
+function Orders.open(ctx, source, ref)
+  local name = pair(source, ref)
+  local o = ctx.orders[name]
+  if not o then
+    local key = ctx.base .. 'ord:' .. name
+    local found = call('HMGET', key, 'm', 'z')
+    o = {
+      name = name, key = key, raw = found[1], closed = found[2] and true or false, skus = {}, touched = {},
+      meta = found[1] and unpack_msg(found[1]) or {false, '', {}, 0, source, ref},
+    }
+    o.last_fact_before = o.raw and o.meta[LAST_FACT] or false
+    ctx.orders[name] = o
+  end
+  return o
+end
+
+function Orders.facts(o, sku)
+  local f = o.skus[sku]
+  if not f then
+    local raw = call('HGET', o.key, 's' .. sku)
+    f = {raw = raw, facts = raw and unpack_msg(raw) or {{}, {}, {}, {}, {}, ''}}
+    f.committed_raw = next(f.facts[COMMITTED]) and pack(f.facts[COMMITTED]) or false
+    o.skus[sku] = f
+  end
+  return f.facts
+end
+
+function Orders.every_sku(o)
+  local skus = {}
+  for _, field in ipairs(call('HKEYS', o.key)) do
+    if byte(field) == 115 then skus[#skus + 1] = sub(field, 2) end
+  end
+  for sku in pairs(o.skus) do
+    if not o.skus[sku].raw then skus[#skus + 1] = sku end
+  end
+  table.sort(skus, before)
+  return skus
+end
+
+function Orders.line(facts, name)
+  for _, l in ipairs(facts[LINES]) do
+    if l[1] == name then return l end
+  end
+  local l = {name, 0, -1, false, {}, {}, {}}
+  facts[LINES][#facts[LINES] + 1] = l
+  return l
+end
+
+-- What the source says of a line's quantity, a cancelled order included; nil where it has not spoken.
+local function word_of(l, cancel)
+  if l[WORD_KEY] and (not cancel or Orders.key_less(cancel, l[WORD_KEY])) then return l[WORD] end
+  if cancel then return 0 end
+  return nil
+end
+
+local function add_to(t, node, q)
+  t[node] = (t[node] or 0) + q
+end
+
+-- Lines that are judged together: all of a sku where any fact came without a line, else each by itself.
+local function groups_of(facts, cancel)
+  local together = false
+  for _, l in ipairs(facts[LINES]) do
+    if l[1] == '' then together = true end
+  end
+  local groups, g = {}, nil
+  for _, l in ipairs(facts[LINES]) do
+    if not g or not together then
+      g = {own = 0, sourced = {}, allocated = {}, shipped = {}}
+      groups[#groups + 1] = g
+    end
+    g.own = g.own + l[OWN]
+    local word = word_of(l, cancel)
+    if word then g.word = (g.word or 0) + word end
+    for node, q in pairs(l[SOURCED]) do add_to(g.sourced, node, q) end
+    for node, a in pairs(l[ALLOCATED]) do add_to(g.allocated, node, a[1]) end
+    for node, q in pairs(l[SHIPPED]) do add_to(g.shipped, node, q) end
+  end
+  return groups
+end
+
+-- One group: what it commits where facts name a node (added to `committed`), and the units no fact gives a node.
+local function confirm(g, committed)
+  local shipped, allocated, excess = 0, 0, 0
+  for node, q in pairs(g.shipped) do
+    shipped = shipped + q
+    excess = excess + max(0, q - (g.allocated[node] or 0))
+  end
+  local places = sorted_keys(g.allocated)
+  local c = {}
+  for _, node in ipairs(places) do
+    allocated = allocated + g.allocated[node]
+    c[node] = max(0, g.allocated[node] - (g.shipped[node] or 0))
+  end
+  local quantity = g.word or (g.own > 0 and g.own) or allocated
+  local left = max(0, quantity - shipped)
+  for _, node in ipairs(places) do
+    local lower = min(c[node], excess)
+    c[node], excess = c[node] - lower, excess - lower
+  end
+  for _, node in ipairs(places) do
+    c[node] = min(c[node], left)
+    left = left - c[node]
+    if c[node] > 0 then add_to(committed, node, c[node]) end
+  end
+  if left == 0 then return 0 end
+  local order = {}
+  local sourced = sorted_keys(g.sourced)
+  for _, node in ipairs(sourced) do
+    if not g.allocated[node] then order[#order + 1] = node end
+  end
+  for _, node in ipairs(sourced) do
+    if g.allocated[node] then order[#order + 1] = node end
+  end
+  for _, node in ipairs(order) do
+    local take = min(left, max(0, g.sourced[node] - max(0, g.shipped[node] or 0) - (c[node] or 0)))
+    if take > 0 then add_to(committed, node, take) end
+    left = left - take
+  end
+  if left > 0 and order[1] then
+    add_to(committed, order[1], left)
+    left = 0
+  end
+  return left
+end
+
+-- Units of the order's holds that its own facts count already: the source's quantity (or the allocations), less
+-- what our own commits explain. Second result: the source has said a quantity, so that a commit adds nothing.
+function Orders.covered(facts, cancel)
+  local wanted, own, spoken, said = 0, 0, false, cancel and #facts[LINES] == 0 or false
+  for _, g in ipairs(groups_of(facts, cancel)) do
+    own = own + g.own
+    if g.word then
+      wanted, spoken, said = wanted + g.word, true, true
+    else
+      local nodes = {}
+      for node in pairs(g.allocated) do nodes[node] = true end
+      if next(nodes) then
+        spoken = true
+        for node in pairs(g.shipped) do nodes[node] = true end
+      end
+      for node in pairs(nodes) do
+        wanted = wanted + max(g.allocated[node] or 0, g.shipped[node] or 0)
+      end
+    end
+  end
+  return spoken and max(0, wanted - own) or 0, said
+end
+
+-- Where the source names no node: the channel of the order's first commit, else the channel named like its
+-- source, else every node. Returns places {node, free}, never empty where any node is declared.
+local function auto_places(ctx, o, sku, hint)
+  if hint ~= '' then return {{hint, 0}} end
+  local channel = o.meta[CHANNEL] ~= '' and Policy.channel(ctx, o.meta[CHANNEL], false)
+    or Policy.channel(ctx, o.meta[5], false) or Policy.everywhere(ctx)
+  local s = Positions.read(ctx, sku, channel)
+  local _, places = Sourcing.look(ctx, channel, s)
+  if #places == 0 then
+    local first = channel.nodes[1] or (Policy.node_table(ctx)[1] or {})[1]
+    if first then places = {{first, 0}} end
+  end
+  return places
+end
+
+local function waive(facts, covered, committed)
+  local held = {}
+  local total = 0
+  for _, sources in pairs(facts[HELD]) do
+    for _, src in ipairs(sources) do
+      add_to(held, src[1], src[2])
+      total = total + src[2]
+    end
+  end
+  local left, waived = min(total, covered), {}
+  local nodes = sorted_keys(held)
+  for _, node in ipairs(nodes) do
+    local take = min(left, held[node], committed[node] or 0)
+    if take > 0 then waived[node], left = take, left - take end
+  end
+  for _, node in ipairs(nodes) do
+    local take = min(left, held[node] - (waived[node] or 0))
+    if take > 0 then
+      add_to(waived, node, take)
+      left = left - take
+    end
+  end
+  return waived
+end
+
+local function move(ctx, sku, field, old, new, sign)
+  local nodes = {}
+  for node in pairs(old) do nodes[node] = true end
+  for node in pairs(new) do nodes[node] = true end
+  for _, node in ipairs(sorted_keys(nodes)) do
+    local change = (new[node] or 0) - (old[node] or 0)
+    if change ~= 0 then
+      local p, s = Positions.at(ctx, sku, node)
+      p[field] = p[field] + sign * change
+      Positions.touch(ctx, s, node)
+    end
+  end
+end
+
+-- Evaluate a sku's facts and move its positions accordingly. Returns the units that nothing free covered.
+function Orders.settle(ctx, o, sku)
+  local facts = Orders.facts(o, sku)
+  o.touched[sku] = true
+  local committed, need = {}, 0
+  local cancel = o.meta[CANCEL]
+  for _, g in ipairs(groups_of(facts, cancel)) do need = need + confirm(g, committed) end
+  local auto, have = {}, 0
+  for _, a in ipairs(facts[AUTO]) do
+    local q = min(a[2], need - have)
+    if q > 0 then
+      auto[#auto + 1] = {a[1], q}
+      have = have + q
+      add_to(committed, a[1], q)
+    end
+  end
+  move(ctx, sku, 'committed', facts[COMMITTED], committed, 1)
+  local waived = waive(facts, Orders.covered(facts, cancel), committed)
+  move(ctx, sku, 'reserved', facts[WAIVED], waived, -1)
+  local oversold = 0
+  if need > have then
+    local places = auto_places(ctx, o, sku, facts[HINT])
+    if #places > 0 then
+      local sources
+      sources, oversold = Sourcing.take(places, need - have)
+      for _, src in ipairs(sources) do
+        local last = auto[#auto]
+        if last and last[1] == src[1] then last[2] = last[2] + src[2] else auto[#auto + 1] = {src[1], src[2]} end
+        add_to(committed, src[1], src[2])
+        local p, s = Positions.at(ctx, sku, src[1])
+        p.committed = p.committed + src[2]
+        Positions.touch(ctx, s, src[1])
+      end
+      if facts[HINT] ~= '' then oversold = 0 end
+    end
+  end
+  facts[COMMITTED], facts[WAIVED], facts[AUTO] = committed, waived, auto
+  return oversold
+end
+
+function Orders.remember_reservation(o, id)
+  local list = o.meta[RESERVATIONS]
+  for _, known in ipairs(list) do
+    if known == id then return end
+  end
+  list[#list + 1] = id
+  if #list > RESERVATIONS_KEPT then table.remove(list, 1) end
+  o.dirty = true
+end
+
+function Orders.flush(ctx, txn)
+  for _, name in ipairs(sorted_keys(ctx.orders)) do
+    local o = ctx.orders[name]
+    for _, sku in ipairs(sorted_keys(o.touched)) do
+      local f = o.skus[sku]
+      local raw = pack(f.facts)
+      txn:hash(o.key, 's' .. sku, raw, f.raw)
+      local committed_raw = next(f.facts[COMMITTED]) and pack(f.facts[COMMITTED]) or false
+      txn:hash(Positions.use_key(ctx, sku), 'o' .. o.name, committed_raw, f.committed_raw)
+      f.raw, f.committed_raw = raw, committed_raw
+      o.dirty = true
+    end
+    o.touched = {}
+    if o.dirty then
+      o.dirty = false
+      o.meta[LAST_FACT] = ctx.clock
+      local raw = pack(o.meta)
+      txn:hash(o.key, 'm', raw, o.raw)
+      local zset = ctx.base .. 'ord_last'
+      txn:add({'ZADD', zset, int(ctx.clock), o.name}, {
+        o.last_fact_before and {'ZADD', zset, int(o.last_fact_before), o.name} or {'ZREM', zset, o.name},
+      })
+      o.raw, o.last_fact_before = raw, ctx.clock
+    end
+  end
+end

@@ -1,0 +1,104 @@
+-- Holds: the stored reservation and what its life does to positions.
+--
+-- `res:<id>` is {state, channel, order_source, order_ref, create_ms, due_ms, version, lines, end_ms, created (wall ms),
+-- order_cancelled}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}}, ...}. Active ones have no TTL: only a ledger
+-- event ends them. Deadlines stand in `due`, ended ones in `ended:<state>` until they are forgotten.
+
+local Holds = {}
+local ACTIVE, COMMITTED_STATE, RELEASED, EXPIRED = 1, 2, 3, 4
+local STATE, H_CHANNEL, ORDER_SOURCE, ORDER_REF, CREATED_MS, DUE_MS, VERSION, H_LINES, END_MS, CREATED_WALL, CANCELLED =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local KIND_EXPIRED = 5
+
+function Holds.load(ctx, id)
+  local raw = call('GET', ctx.base .. 'res:' .. id)
+  if not raw then return nil end
+  return unpack_msg(raw), raw
+end
+
+function Holds.store(ctx, txn, id, hold, old_raw)
+  local key = ctx.base .. 'res:' .. id
+  txn:add({'SET', key, pack(hold)}, {old_raw and {'SET', key, old_raw} or {'DEL', key}})
+end
+
+-- What a caller sees of it, with the two clocks that turn its deadline into a time.
+function Holds.view(ctx, id, hold)
+  return {id, hold[STATE], hold[H_CHANNEL], hold[ORDER_SOURCE], hold[ORDER_REF], hold[CREATED_WALL],
+    ctx.now + hold[DUE_MS] - ctx.clock, hold[VERSION], hold[H_LINES]}
+end
+
+local function strip(sources)
+  local plain = {}
+  for i, src in ipairs(sources) do plain[i] = {src[1], src[2]} end
+  return plain
+end
+
+-- Units of one line change from `old` to `new` sources (either may be empty): positions, index and order facts.
+function Holds.move(ctx, txn, id, sku, old, new, order)
+  for _, src in ipairs(old) do
+    local p, s = Positions.at(ctx, sku, src[1])
+    p.reserved = p.reserved - src[2]
+    Positions.touch(ctx, s, src[1])
+  end
+  for _, src in ipairs(new) do
+    local p, s = Positions.at(ctx, sku, src[1])
+    p.reserved = p.reserved + src[2]
+    Positions.touch(ctx, s, src[1])
+  end
+  txn:hash(Positions.use_key(ctx, sku), 'h' .. id, #new > 0 and pack(strip(new)) or false,
+    #old > 0 and pack(strip(old)) or false)
+  if order then
+    local facts = Orders.facts(order, sku)
+    facts[2][id] = #new > 0 and strip(new) or nil
+    order.touched[sku] = true
+  end
+end
+
+function Holds.order_of(ctx, hold)
+  if hold[ORDER_REF] == '' then return nil end
+  return Orders.open(ctx, hold[ORDER_SOURCE], hold[ORDER_REF])
+end
+
+-- Take an active hold's deadline away and put it among the ended ones.
+function Holds.finish(ctx, txn, id, hold, state)
+  txn:add({'ZREM', ctx.base .. 'due', id}, {{'ZADD', ctx.base .. 'due', int(hold[DUE_MS]), id}})
+  Holds.archive(ctx, txn, id, hold, state)
+end
+
+function Holds.archive(ctx, txn, id, hold, state)
+  local ended = ctx.base .. 'ended:' .. state
+  txn:add({'ZADD', ended, int(ctx.clock), id}, {{'ZREM', ended, id}})
+  hold[STATE], hold[END_MS] = state, ctx.clock
+end
+
+-- Give back all units of an active hold and end it. The caller logs. Returns its lines.
+function Holds.end_all(ctx, txn, id, hold, raw, state)
+  local order = Holds.order_of(ctx, hold)
+  for _, line in ipairs(hold[H_LINES]) do
+    Holds.move(ctx, txn, id, line[1], line[3], {}, order)
+    if order then Orders.settle(ctx, order, line[1]) end
+  end
+  Holds.finish(ctx, txn, id, hold, state)
+  hold[VERSION] = Log.next_version(ctx)
+  Holds.store(ctx, txn, id, hold, raw)
+  return hold[H_LINES]
+end
+
+-- End due holds, at most `limit`, each as its own version. `except`: a hold whose commit or extend arrived before
+-- this event wins. Returns how many ended.
+function Holds.expire(ctx, limit, except)
+  local due = call('ZRANGE', ctx.base .. 'due', '-inf', int(ctx.clock), 'BYSCORE', 'LIMIT', '0', tostring(limit))
+  local ended = 0
+  for _, id in ipairs(due) do
+    if id ~= except then
+      local hold, raw = Holds.load(ctx, id)
+      if not hold then error({err = 'ERR availability: a deadline without its reservation: ' .. id}) end
+      local txn = Txn.new()
+      local lines = Holds.end_all(ctx, txn, id, hold, raw, EXPIRED)
+      Orders.flush(ctx, txn)
+      Log.emit(ctx, txn, KIND_EXPIRED, {}, Positions.flush(ctx, txn), {id, lines})
+      ended = ended + 1
+    end
+  end
+  return ended
+end

@@ -1,0 +1,269 @@
+-- The calls of a reservation's life. Each: request memory -> due holds -> read and decide -> write -> log once.
+
+local Reservations = {}
+local KIND_RESERVED, KIND_EXTENDED, KIND_COMMITTED, KIND_RELEASED = 1, 2, 3, 4
+local DUE_PER_CALL = 4
+
+-- reply = {status, version, replayed, reservation | false, shortages, order_cancelled}
+local function answer(ctx, status, version, replayed, id, hold, shortages, cancelled)
+  return pack({status, version, replayed, hold and Holds.view(ctx, id, hold) or false, shortages or {}, cancelled or false})
+end
+
+-- The first outcome again, with the reservation as it is now.
+local function replay(ctx, found)
+  local id = found[4]
+  local hold = id ~= '' and Holds.load(ctx, id) or nil
+  local extra = found[5]
+  local shortages = type(extra) == 'table' and extra or nil
+  return answer(ctx, found[2], found[3], true, id, hold, shortages, extra == true)
+end
+
+-- Remember a refusal: nothing else is written.
+local function refuse(ctx, req, status, id, hold, shortages)
+  local txn = Txn.new()
+  Requests.remember(ctx, txn, req, status, Log.version(ctx), id, shortages)
+  Log.quiet(ctx, txn)
+  return answer(ctx, status, Log.version(ctx), false, id, hold, shortages)
+end
+
+local function refusal(status)
+  return pack({status, '', false, false, {}, false})
+end
+
+-- Shared start. Returns ctx and nothing more to do, or a finished reply.
+local function begin(keys, args, req, except)
+  local ctx, fenced = Log.open(keys, args)
+  if not ctx then return nil, fenced end
+  local found, why = Requests.find(ctx, req)
+  if why then return nil, refusal(why) end
+  if found then return nil, replay(ctx, found) end
+  Holds.expire(ctx, DUE_PER_CALL, except)
+  return ctx
+end
+
+-- Decide lines {{sku, quantity}, ...} (distinct skus) against the channel. Returns granted hold lines, shortages
+-- {{line index from 0, sellable}, ...}.
+local function decide(ctx, channel, lines, node)
+  local granted, shortages = {}, {}
+  for i, line in ipairs(lines) do
+    local s = Positions.read(ctx, line[1], channel)
+    local can, places = Sourcing.grantable(ctx, channel, s, node)
+    local take = min(line[2], can)
+    if take < line[2] then shortages[#shortages + 1] = {i - 1, can} end
+    if take > 0 then
+      local sources = Sourcing.take(places, take)
+      granted[#granted + 1] = {line[1], '', sources}
+    end
+  end
+  return granted, shortages
+end
+
+-- cmd = {req, reservation_id, channel, lines, hold_ms, order_source, order_ref, partial, node ('' none), auto_create}
+function Reservations.reserve(keys, args)
+  local cmd = unpack_msg(args[2])
+  local req, id = cmd[1], cmd[2]
+  local ctx, done = begin(keys, args, req)
+  if not ctx then return done end
+  if ctx.full then return refusal('LOG_FULL') end
+  local channel = Policy.channel(ctx, cmd[3], cmd[10])
+  if not channel then return refuse(ctx, req, 'UNKNOWN_CHANNEL') end
+  local node = cmd[9] ~= '' and cmd[9] or nil
+  if node then
+    local there = false
+    for _, name in ipairs(channel.nodes) do there = there or name == node end
+    if not there then return refuse(ctx, req, 'UNKNOWN_NODE') end
+  end
+  local granted, shortages = decide(ctx, channel, cmd[4], node)
+  if #shortages > 0 and (not cmd[8] or #granted == 0) then
+    return refuse(ctx, req, 'INSUFFICIENT_STOCK', '', nil, shortages)
+  end
+  local status = #shortages > 0 and 'PARTIAL' or 'RESERVED'
+  local txn, version = Txn.new(), Log.next_version(ctx)
+  local hold = {ACTIVE, cmd[3], cmd[6], cmd[7], ctx.clock, ctx.clock + cmd[5], version, granted, 0, ctx.now, false}
+  local order = Holds.order_of(ctx, hold)
+  if order and order.closed then return refuse(ctx, req, 'ORDER_CLOSED') end
+  for _, line in ipairs(granted) do
+    Holds.move(ctx, txn, id, line[1], {}, line[3], order)
+    if order then Orders.settle(ctx, order, line[1]) end
+  end
+  if order then Orders.remember_reservation(order, id) end
+  Orders.flush(ctx, txn)
+  Holds.store(ctx, txn, id, hold, nil)
+  txn:add({'ZADD', ctx.base .. 'due', int(hold[DUE_MS]), id}, {{'ZREM', ctx.base .. 'due', id}})
+  Requests.remember(ctx, txn, req, status, version, id, #shortages > 0 and shortages or nil)
+  Log.emit(ctx, txn, KIND_RESERVED, Requests.head(req), Positions.flush(ctx, txn),
+    {id, cmd[3], cmd[6], cmd[7], hold[DUE_MS], granted})
+  return answer(ctx, status, version, false, id, hold, shortages)
+end
+
+local function not_active(hold)
+  return hold[STATE] == EXPIRED and 'RESERVATION_EXPIRED' or 'RESERVATION_NOT_ACTIVE'
+end
+
+-- cmd = {req, reservation_id, hold_ms}
+function Reservations.extend(keys, args)
+  local cmd = unpack_msg(args[2])
+  local req, id = cmd[1], cmd[2]
+  local ctx, done = begin(keys, args, req, id)
+  if not ctx then return done end
+  local hold, raw = Holds.load(ctx, id)
+  if not hold then return refuse(ctx, req, 'RESERVATION_NOT_FOUND') end
+  if hold[STATE] ~= ACTIVE then return refuse(ctx, req, not_active(hold), id, hold) end
+  local txn, version = Txn.new(), Log.next_version(ctx)
+  local due_before = hold[DUE_MS]
+  hold[DUE_MS], hold[VERSION] = ctx.clock + cmd[3], version
+  Holds.store(ctx, txn, id, hold, raw)
+  txn:add({'ZADD', ctx.base .. 'due', int(hold[DUE_MS]), id}, {{'ZADD', ctx.base .. 'due', int(due_before), id}})
+  Requests.remember(ctx, txn, req, 'EXTENDED', version, id)
+  Log.emit(ctx, txn, KIND_EXTENDED, Requests.head(req), {}, {id, hold[DUE_MS]})
+  return answer(ctx, 'EXTENDED', version, false, id, hold)
+end
+
+-- An expired hold is committed: reserve its units anew, less what the order's facts count already. Returns the lines
+-- to commit, or nil where they are not there any more.
+local function anew(ctx, hold, order)
+  local channel = Policy.channel(ctx, hold[H_CHANNEL], true)
+  local lines = {}
+  for _, line in ipairs(hold[H_LINES]) do
+    local units = 0
+    for _, src in ipairs(line[3]) do units = units + src[2] end
+    local covered, said = Orders.covered(Orders.facts(order, line[1]), order.meta[1])
+    local s = Positions.read(ctx, line[1], channel)
+    local can, places = Sourcing.grantable(ctx, channel, s)
+    if said or covered >= units then
+      lines[#lines + 1] = line
+    elseif units - covered > can then
+      return nil
+    else
+      lines[#lines + 1] = {line[1], line[2], (Sourcing.take(places, units))}
+    end
+  end
+  return lines
+end
+
+-- cmd = {req, reservation_id, order_source, order_ref} ('' : the hold's own, else the channel)
+function Reservations.commit(keys, args)
+  local cmd = unpack_msg(args[2])
+  local req, id = cmd[1], cmd[2]
+  local ctx, done = begin(keys, args, req, id)
+  if not ctx then return done end
+  local hold, raw = Holds.load(ctx, id)
+  if not hold then return refuse(ctx, req, 'RESERVATION_NOT_FOUND') end
+  local ref = cmd[4] ~= '' and cmd[4] or hold[ORDER_REF]
+  local source = cmd[3] ~= '' and cmd[3] or (hold[ORDER_SOURCE] ~= '' and hold[ORDER_SOURCE] or hold[H_CHANNEL])
+  if ref == '' then return refuse(ctx, req, 'ORDER_REF_REQUIRED', id, hold) end
+  local state = hold[STATE]
+  if state == COMMITTED_STATE and hold[ORDER_SOURCE] == source and hold[ORDER_REF] == ref then
+    local txn = Txn.new()
+    Requests.remember(ctx, txn, req, 'COMMITTED', hold[VERSION], id, hold[CANCELLED] or nil)
+    Log.quiet(ctx, txn)
+    return answer(ctx, 'COMMITTED', hold[VERSION], true, id, hold, nil, hold[CANCELLED])
+  end
+  if state ~= ACTIVE and state ~= EXPIRED then return refuse(ctx, req, not_active(hold), id, hold) end
+  local order = Orders.open(ctx, source, ref)
+  if order.closed then return refuse(ctx, req, 'ORDER_CLOSED', id, hold) end
+  local lines = hold[H_LINES]
+  if state == EXPIRED then
+    lines = anew(ctx, hold, order)
+    if not lines then return refuse(ctx, req, 'RESERVATION_EXPIRED', id, hold) end
+  end
+  local txn, version = Txn.new(), Log.next_version(ctx)
+  local carried = state == ACTIVE and Holds.order_of(ctx, hold) or nil
+  local touched = {}
+  for _, line in ipairs(lines) do
+    if state == ACTIVE then Holds.move(ctx, txn, id, line[1], line[3], {}, carried) end
+    local facts = Orders.facts(order, line[1])
+    local l = Orders.line(facts, '')
+    for _, src in ipairs(line[3]) do
+      l[2] = l[2] + src[2]
+      l[5][src[1]] = (l[5][src[1]] or 0) + src[2]
+    end
+    touched[line[1]] = true
+  end
+  if order.meta[2] == '' then order.meta[2] = hold[H_CHANNEL] end
+  local cancelled = order.meta[1] and true or false
+  local oversold = {}
+  for _, sku in ipairs(sorted_keys(touched)) do
+    if carried and carried ~= order then Orders.settle(ctx, carried, sku) end
+    Orders.settle(ctx, order, sku)
+    if next(Orders.facts(order, sku)[4]) then cancelled = false end
+  end
+  Orders.remember_reservation(order, id)
+  if state == EXPIRED then
+    txn:add({'ZREM', ctx.base .. 'ended:' .. EXPIRED, id}, {{'ZADD', ctx.base .. 'ended:' .. EXPIRED, int(hold[END_MS]), id}})
+    Holds.archive(ctx, txn, id, hold, COMMITTED_STATE)
+  else
+    Holds.finish(ctx, txn, id, hold, COMMITTED_STATE)
+  end
+  hold[ORDER_SOURCE], hold[ORDER_REF], hold[VERSION], hold[H_LINES], hold[CANCELLED] = source, ref, version, lines, cancelled
+  Orders.flush(ctx, txn)
+  Holds.store(ctx, txn, id, hold, raw)
+  Requests.remember(ctx, txn, req, 'COMMITTED', version, id, cancelled or nil)
+  Log.emit(ctx, txn, KIND_COMMITTED, Requests.head(req), Positions.flush(ctx, txn),
+    {id, hold[H_CHANNEL], source, ref, lines, state == EXPIRED})
+  return answer(ctx, 'COMMITTED', version, false, id, hold, nil, cancelled)
+end
+
+-- Take {sku: units} out of hold lines. Returns lines taken, lines left, or nil where a sku has too few.
+function Reservations.split(lines, units)
+  local taken, left = {}, {}
+  for _, line in ipairs(lines) do
+    local wanted = units[line[1]] or 0
+    local held = 0
+    for _, src in ipairs(line[3]) do held = held + src[2] end
+    if wanted > held then return nil end
+    units[line[1]] = nil
+    local gone, stays = Sourcing.give_back(line[3], wanted)
+    if #gone > 0 then taken[#taken + 1] = {line[1], line[2], gone} end
+    if #stays > 0 then left[#left + 1] = {line[1], line[2], stays} end
+  end
+  if next(units) then return nil end
+  return taken, left
+end
+
+-- Give back part of an active hold. The caller logs. Returns the released body for the record, or nil where the hold
+-- has too few units.
+function Reservations.give_back(ctx, txn, id, hold, raw, units)
+  local before_lines = hold[H_LINES]
+  local taken, left = Reservations.split(before_lines, units)
+  if not taken then return nil end
+  if #left == 0 then
+    Holds.end_all(ctx, txn, id, hold, raw, RELEASED)
+    return {id, true, taken}
+  end
+  local stays = {}
+  for _, line in ipairs(left) do stays[line[1]] = line[3] end
+  local order = Holds.order_of(ctx, hold)
+  for _, line in ipairs(before_lines) do
+    Holds.move(ctx, txn, id, line[1], line[3], stays[line[1]] or {}, order)
+    if order then Orders.settle(ctx, order, line[1]) end
+  end
+  hold[H_LINES], hold[VERSION] = left, Log.next_version(ctx)
+  Holds.store(ctx, txn, id, hold, raw)
+  return {id, false, taken}
+end
+
+-- cmd = {req, reservation_id, lines {{sku, quantity}, ...} (empty: everything)}
+function Reservations.release(keys, args)
+  local cmd = unpack_msg(args[2])
+  local req, id = cmd[1], cmd[2]
+  local ctx, done = begin(keys, args, req, id)
+  if not ctx then return done end
+  local hold, raw = Holds.load(ctx, id)
+  if not hold then return refuse(ctx, req, 'RESERVATION_NOT_FOUND') end
+  if hold[STATE] ~= ACTIVE then return refuse(ctx, req, not_active(hold), id, hold) end
+  local txn, version = Txn.new(), Log.next_version(ctx)
+  local body
+  if #cmd[3] == 0 then
+    body = {id, true, Holds.end_all(ctx, txn, id, hold, raw, RELEASED)}
+  else
+    local units = {}
+    for _, line in ipairs(cmd[3]) do units[line[1]] = (units[line[1]] or 0) + line[2] end
+    body = Reservations.give_back(ctx, txn, id, hold, raw, units)
+    if not body then return refuse(ctx, req, 'LINE_EXCEEDS_HOLD', id, hold) end
+  end
+  Orders.flush(ctx, txn)
+  Requests.remember(ctx, txn, req, 'RELEASED', version, id)
+  Log.emit(ctx, txn, KIND_RELEASED, Requests.head(req), Positions.flush(ctx, txn), body)
+  return answer(ctx, 'RELEASED', version, false, id, hold)
+end

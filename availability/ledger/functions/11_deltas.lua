@@ -1,0 +1,332 @@
+-- Deltas: one call applies up to 250 of one source, in order, one by one; what is applied is one version.
+-- What shape alone can tell (types, ranges, text) was judged before; such a delta comes with its reason and only
+-- consumes its number.
+
+local Deltas = {}
+local KIND_DELTAS, KIND_STREAM = 6, 9
+local EVENT_GENERATION_MS = 15 * DAY_MS
+local SEEN_WINDOW = 4096 -- numbers back from the mark for which a repeat's content is compared
+local STREAM, SEQUENCE, EVENT_ID, TYPE, SKU, NODE, TO_NODE, QUANTITY, STOCK_STATE, O_SOURCE, O_REF, LINE, BASIS, SHIPPED_QUANTITY,
+  REFERENCE, REASON, DUE_US, OCCURRED_US = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18
+local APPLIED, DUPLICATE, STALE, REJECTED, PARKED = 1, 2, 3, 4, 5
+local QUARANTINED_STATE = 2
+local RECEIPT, ADJUSTMENT, SHIPMENT, QUARANTINE, QUARANTINE_RELEASE, WRITE_OFF, RETURN_RECEIVED = 1, 2, 4, 5, 6, 7, 8
+local ORDER_PLACED, ORDER_CHANGED, ORDER_ALLOCATED, ORDER_CANCELLED = 12, 13, 14, 15
+
+-- Streams ------------------------------------------------------------------------------------------------------
+
+-- `src:<source>`: stream -> {mark (0: none), seen_ms, parked_sequence, parked_ms}
+local function stream_of(ctx, source, name)
+  ctx.streams = ctx.streams or {}
+  local st = ctx.streams[name]
+  if not st then
+    local raw = call('HGET', ctx.base .. 'src:' .. source, name)
+    st = {name = name, raw = raw, row = raw and unpack_msg(raw) or {0, 0, 0, 0}, seen = {}}
+    st.key = ctx.base .. 'seen:' .. pair(source, name)
+    ctx.streams[name] = st
+  end
+  st.row[2] = ctx.clock
+  st.dirty = true
+  return st
+end
+
+local function flush_streams(ctx, txn, source)
+  local any = false
+  for _, name in ipairs(sorted_keys(ctx.streams or {})) do
+    local st = ctx.streams[name]
+    if st.dirty then
+      any = true
+      txn:hash(ctx.base .. 'src:' .. source, name, pack(st.row), st.raw)
+      local slots = sorted_keys(st.seen)
+      if #slots > 0 then
+        local before_values = call('HMGET', st.key, unpack(slots))
+        for i, slot in ipairs(slots) do txn:hash(st.key, slot, st.seen[slot], before_values[i]) end
+      end
+    end
+  end
+  return any
+end
+
+-- What the number says. Returns DUPLICATE, PARKED (with the expected number), REJECTED CONFLICT, or nil: it is next.
+local function judge_sequence(ctx, source, st, sequence, fingerprint)
+  local row = st.row
+  local mark = row[1]
+  if mark == 0 or sequence == mark + 1 then
+    row[1], row[5] = sequence, nil
+    if row[3] <= sequence then row[3], row[4] = 0, 0 end
+    st.seen[tostring(sequence % SEEN_WINDOW)] = fingerprint .. int(sequence)
+    return nil
+  end
+  if sequence <= mark then
+    local slot = tostring(sequence % SEEN_WINDOW)
+    local seen = st.seen[slot] or call('HGET', st.key, slot)
+    if seen and sub(seen, 13) == int(sequence) and sub(seen, 1, 12) ~= fingerprint then return REJECTED, 'CONFLICT' end
+    return DUPLICATE
+  end
+  if row[3] == 0 then row[4] = ctx.clock end
+  row[3] = max(row[3], sequence)
+  return PARKED, nil, mark + 1
+end
+
+-- Event ids: remembered by generations of 15 days, three of which are looked up.
+local function event_key(ctx, generation, bucket)
+  return ctx.base .. 'evt:' .. int(generation) .. ':' .. bucket
+end
+
+local function judge_event(ctx, source, event_id, bucket, fingerprint, occurred_us, window_ms)
+  local field = pair(source, event_id)
+  ctx.events = ctx.events or {}
+  local found = ctx.events[field]
+  if not found then
+    local generation = floor(ctx.clock / EVENT_GENERATION_MS)
+    for back = 0, 2 do
+      found = found or call('HGET', event_key(ctx, generation - back, bucket), field)
+    end
+  else
+    found = found[2]
+  end
+  if found then
+    if found ~= fingerprint then return REJECTED, 'CONFLICT' end
+    return DUPLICATE
+  end
+  if occurred_us > 0 and ctx.clock - floor(occurred_us / 1000) > window_ms then return REJECTED, 'EVENT_TOO_OLD' end
+  return nil
+end
+
+local function flush_events(ctx, txn)
+  local generation = floor(ctx.clock / EVENT_GENERATION_MS)
+  for field, entry in pairs(ctx.events or {}) do
+    local key = event_key(ctx, generation, entry[1])
+    txn:hash(key, field, entry[2], false)
+    txn:add({'EXPIRE', key, 60 * 86400, 'NX'})
+  end
+end
+
+-- Stock --------------------------------------------------------------------------------------------------------
+
+local function out_of_range(p, on_hand, quarantined)
+  return abs(p.on_hand + on_hand) > BALANCE_ABS_MAX or abs(p.quarantined + quarantined) > BALANCE_ABS_MAX
+end
+
+local function move_stock(ctx, d, on_hand, quarantined, reason)
+  local p, s = Positions.at(ctx, d[SKU], d[NODE])
+  if out_of_range(p, on_hand, quarantined) then return 'BALANCE_OUT_OF_RANGE' end
+  p.on_hand = p.on_hand + on_hand
+  if quarantined ~= 0 then
+    local r = Positions.reasons(ctx, s, d[NODE])
+    local left = (r.by[reason] or 0) + quarantined
+    r.by[reason] = left ~= 0 and left or nil
+    r.dirty = true
+    p.quarantined = p.quarantined + quarantined
+  end
+  Positions.touch(ctx, s, d[NODE])
+  return nil
+end
+
+local stock = {
+  [RECEIPT] = function(ctx, d, q) return move_stock(ctx, d, q, d[REASON] ~= '' and q or 0, d[REASON]) end,
+  [ADJUSTMENT] = function(ctx, d, q)
+    return move_stock(ctx, d, q, d[STOCK_STATE] == QUARANTINED_STATE and q or 0, d[REASON])
+  end,
+  [SHIPMENT] = function(ctx, d, q) return move_stock(ctx, d, -q, 0) end,
+  [QUARANTINE] = function(ctx, d, q) return move_stock(ctx, d, 0, q, d[REASON]) end,
+  [QUARANTINE_RELEASE] = function(ctx, d, q) return move_stock(ctx, d, 0, -q, d[REASON]) end,
+  [WRITE_OFF] = function(ctx, d, q) return move_stock(ctx, d, -q, -q, d[REASON]) end,
+  [RETURN_RECEIVED] = function(ctx, d, q) return move_stock(ctx, d, q, q, 'return') end,
+}
+
+-- Orders -------------------------------------------------------------------------------------------------------
+
+local function word_key(ctx, source, d)
+  local occurred = d[OCCURRED_US] > 0 and d[OCCURRED_US] or ctx.clock * 1000
+  return {occurred, source, d[STREAM], d[SEQUENCE], d[EVENT_ID]}
+end
+
+local function settle(ctx, order, sku)
+  local units = Orders.settle(ctx, order, sku)
+  if units > 0 then ctx.oversold[#ctx.oversold + 1] = {sku, units} end
+end
+
+-- A whole order or one of its skus is cancelled: holds that carry it are released.
+local function release_holds(ctx, txn, order, sku)
+  for _, id in ipairs(order.meta[3]) do
+    local hold, raw
+    if ctx.holds[id] == nil then
+      hold, raw = Holds.load(ctx, id)
+    else
+      hold, raw = ctx.holds[id][1], ctx.holds[id][2]
+    end
+    if hold and hold[1] == 1 and Holds.order_of(ctx, hold) == order then
+      local body
+      if not sku then
+        body = {id, true, Holds.end_all(ctx, txn, id, hold, raw, 3)}
+      else
+        local units = 0
+        for _, line in ipairs(hold[8]) do
+          if line[1] == sku then
+            for _, src in ipairs(line[3]) do units = units + src[2] end
+          end
+        end
+        if units > 0 then body = Reservations.give_back(ctx, txn, id, hold, raw, {[sku] = units}) end
+      end
+      if body then
+        ctx.holds[id] = {hold, pack(hold)}
+        ctx.released[#ctx.released + 1] = body
+      end
+    end
+  end
+end
+
+local function say_quantity(ctx, txn, order, d, key, quantity)
+  local facts = Orders.facts(order, d[SKU])
+  local l = Orders.line(facts, d[LINE])
+  if l[4] and not Orders.key_less(l[4], key) then return STALE end
+  l[3], l[4] = quantity, key
+  if d[NODE] ~= '' then facts[6] = d[NODE] end
+  settle(ctx, order, d[SKU])
+  return nil
+end
+
+local order_types = {
+  [ORDER_PLACED] = function(ctx, txn, order, d, key) return say_quantity(ctx, txn, order, d, key, d[QUANTITY]) end,
+  [ORDER_CHANGED] = function(ctx, txn, order, d, key) return say_quantity(ctx, txn, order, d, key, d[QUANTITY]) end,
+  [ORDER_ALLOCATED] = function(ctx, txn, order, d, key)
+    local l = Orders.line(Orders.facts(order, d[SKU]), d[LINE])
+    local latest = l[6][d[NODE]]
+    if latest and not Orders.key_less(latest[2], key) then return STALE end
+    l[6][d[NODE]] = {d[QUANTITY], key}
+    settle(ctx, order, d[SKU])
+    return nil
+  end,
+  [ORDER_CANCELLED] = function(ctx, txn, order, d, key)
+    if d[SKU] ~= '' then
+      local stale = say_quantity(ctx, txn, order, d, key, 0)
+      if not stale then release_holds(ctx, txn, order, d[SKU]) end
+      return stale
+    end
+    if order.meta[1] and not Orders.key_less(order.meta[1], key) then return STALE end
+    order.meta[1] = key
+    order.dirty = true
+    release_holds(ctx, txn, order, nil)
+    for _, sku in ipairs(Orders.every_sku(order)) do settle(ctx, order, sku) end
+    return nil
+  end,
+}
+
+local function ship(ctx, order, d)
+  local l = Orders.line(Orders.facts(order, d[SKU]), d[LINE])
+  l[7][d[NODE]] = (l[7][d[NODE]] or 0) + d[QUANTITY]
+  settle(ctx, order, d[SKU])
+end
+
+-- Apply one delta that is new. Returns nil, or STALE, or REJECTED and its reason. Nothing is changed unless nil.
+local function apply(ctx, txn, source, d, auto_create, declared)
+  local type = d[TYPE]
+  local node = d[NODE]
+  if node ~= '' then
+    Policy.node_table(ctx)
+    if not ctx.nodes[node] then
+      if not auto_create then return REJECTED, 'UNKNOWN_NODE' end
+      local state = {node, 1, 0, Log.next_version(ctx), source, 'declared by its first delta', ctx.clock}
+      Policy.put_node(ctx, txn, state)
+      declared[#declared + 1] = state
+    end
+  end
+  local order
+  if d[O_REF] ~= '' then
+    order = Orders.open(ctx, d[O_SOURCE], d[O_REF])
+    if order.closed then return REJECTED, 'ORDER_CLOSED' end
+  end
+  local change = stock[type]
+  if change then
+    local why = change(ctx, d, d[QUANTITY])
+    if why then return REJECTED, why end
+    if type == SHIPMENT and order then ship(ctx, order, d) end
+    return nil
+  end
+  if type ~= ORDER_CANCELLED and #Policy.node_table(ctx) == 0 then return REJECTED, 'UNKNOWN_NODE' end
+  return order_types[type](ctx, txn, order, d, word_key(ctx, source, d))
+end
+
+-- cmd = {source, deltas {{fingerprint, bucket, reject_reason, cause}, ...}, auto_create, event_window_ms}
+-- reply = {status, version, results, details {{index, result, reason, expected}, ...}}
+function Deltas.apply(keys, args)
+  local cmd = unpack_msg(args[2])
+  local ctx, fenced = Log.open(keys, args)
+  if not ctx then return fenced end
+  Holds.expire(ctx, 4)
+  local source, deltas = cmd[1], cmd[2]
+  local txn = Txn.new()
+  local results, details, causes, declared = {}, {}, {}, {}
+  ctx.oversold, ctx.released, ctx.holds = {}, {}, {}
+  if #deltas == 0 then stream_of(ctx, source, '') end -- a heartbeat
+  for i, entry in ipairs(deltas) do
+    local d = entry[4]
+    local result, reason, expected
+    if d[SEQUENCE] > 0 then
+      result, reason, expected = judge_sequence(ctx, source, stream_of(ctx, source, d[STREAM]), d[SEQUENCE], entry[1])
+    elseif d[EVENT_ID] ~= '' then
+      stream_of(ctx, source, d[STREAM])
+      result, reason = judge_event(ctx, source, d[EVENT_ID], entry[2], entry[1], d[OCCURRED_US], cmd[4])
+    end
+    if not result and entry[3] ~= '' then result, reason = REJECTED, entry[3] end
+    if not result then
+      result, reason = apply(ctx, txn, source, d, cmd[3], declared)
+      if result ~= REJECTED and d[EVENT_ID] ~= '' and d[SEQUENCE] == 0 then
+        ctx.events = ctx.events or {}
+        ctx.events[pair(source, d[EVENT_ID])] = {entry[2], entry[1]}
+      end
+    end
+    if result then
+      details[#details + 1] = {i - 1, result, reason or '', expected or 0}
+    else
+      result = APPLIED
+      causes[#causes + 1] = d
+    end
+    results[i] = result
+  end
+  flush_streams(ctx, txn, source)
+  txn:add({'SADD', ctx.base .. 'sources', source})
+  flush_events(ctx, txn)
+  Policy.flush_nodes(ctx, txn)
+  Orders.flush(ctx, txn)
+  Positions.flush_reasons(ctx, txn)
+  local positions = Positions.flush(ctx, txn)
+  if #causes == 0 and #declared == 0 then
+    Log.quiet(ctx, txn)
+    return pack({'OK', Log.version(ctx), results, details})
+  end
+  local marks = {}
+  for _, name in ipairs(sorted_keys(ctx.streams or {})) do marks[#marks + 1] = {name, ctx.streams[name].row[1]} end
+  Log.emit(ctx, txn, KIND_DELTAS, {}, positions, {source, causes, marks, declared, ctx.released, ctx.oversold})
+  return pack({'OK', Log.version(ctx), results, details})
+end
+
+-- An operator gives up missing numbers, or forgets a stream's mark.
+-- cmd = {req, source, stream, action (SKIP_GAP | RESET), next_sequence, reason}
+-- reply = {status, version, replayed, row | false, clock}
+function Deltas.stream(keys, args)
+  local cmd = unpack_msg(args[2])
+  local req = cmd[1]
+  local ctx, fenced = Log.open(keys, args)
+  if not ctx then return fenced end
+  local found, why = Requests.find(ctx, req)
+  if why then return pack({why, '', false, false, 0}) end
+  local key = ctx.base .. 'src:' .. cmd[2]
+  local raw = call('HGET', key, cmd[3])
+  if found then return pack({found[2], found[3], true, raw and unpack_msg(raw) or false, ctx.clock}) end
+  if not raw then return pack({'STREAM_NOT_FOUND', Log.version(ctx), false, false, 0}) end
+  local row = unpack_msg(raw)
+  if cmd[4] == 'SKIP_GAP' then
+    if cmd[5] <= row[1] then return pack({'SEQUENCE_SETTLED', Log.version(ctx), false, row, ctx.clock}) end
+    row[1] = cmd[5] - 1
+    if row[3] <= row[1] then row[3], row[4] = 0, 0 end
+  else
+    row[1], row[3], row[4], row[5] = 0, 0, 0, 1 -- 1: was reset
+  end
+  local txn, version = Txn.new(), Log.next_version(ctx)
+  txn:hash(key, cmd[3], pack(row), raw)
+  Requests.remember(ctx, txn, req, 'OK', version)
+  Log.emit(ctx, txn, KIND_STREAM, Requests.head(req), {}, {cmd[2], cmd[3], cmd[4], row[1], cmd[6]})
+  return pack({'OK', version, false, row, ctx.clock})
+end

@@ -1,0 +1,170 @@
+-- Making a ledger, the handshake after a failover, the sweep, checkpoints and trimming.
+
+local Upkeep = {}
+local KIND_EPOCH = 8
+local FORGET_PER_CALL = 100
+
+-- A new ledger, unless there is one. cmd = {ledger_id, schema}; reply = {status, ledger_id, schema}
+function Upkeep.create(keys, args)
+  local cmd = unpack_msg(args[2])
+  local m = call('HMGET', keys[1], 'ledger_id', 'schema')
+  if m[1] then return pack({'EXISTS', m[1], tonumber(m[2])}) end
+  local t = call('TIME')
+  local now = int(tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000))
+  local txn = Txn.new()
+  txn:add({'HSET', keys[1], 'ledger_id', cmd[1], 'schema', tostring(cmd[2]), 'epoch', '1', 'seq', '0', 'chain', '',
+    'clock', now, 'redis', now, 'replid', replication_id()}, {{'DEL', keys[1]}})
+  txn:commit()
+  return pack({'CREATED', cmd[1], cmd[2]})
+end
+
+-- The primary changed (or restarted): log where the old epoch ended and start the next. Idempotent: a second
+-- caller finds it done. cmd = {ledger_id}; reply = {status, epoch, old_epoch, last_seq, last_chain}
+function Upkeep.handshake(keys, args)
+  local cmd = unpack_msg(args[2])
+  local m = call('HMGET', keys[1], 'ledger_id', 'epoch', 'seq', 'chain', 'replid')
+  if not m[1] then return pack({'NOT_READY', 0, 0, 0, ''}) end
+  if m[1] ~= cmd[1] then return pack({'OTHER_LEDGER', 0, 0, 0, m[1]}) end
+  local replid = replication_id()
+  if m[5] == replid then return pack({'OK', tonumber(m[2]), 0, 0, ''}) end
+  local old_epoch, last_seq, last_chain = tonumber(m[2]), tonumber(m[3]), m[4]
+  local txn = Txn.new()
+  -- The context of the new epoch, as Log.open would give it after this.
+  local rest = call('HMGET', keys[1], 'clock', 'redis')
+  local t = call('TIME')
+  local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
+  local ctx = {
+    base = sub(keys[1], 1, -5), meta = keys[1], epoch = old_epoch + 1, seq = 0, seq_text = m[3], chain = last_chain,
+    clock_before = rest[1], redis_before = rest[2], now = now,
+    clock = tonumber(rest[1]) + max(0, min(2000, now - tonumber(rest[2]))),
+  }
+  txn:hash(keys[1], 'epoch', int(old_epoch + 1), m[2])
+  txn:hash(keys[1], 'replid', replid, m[5])
+  Log.emit(ctx, txn, KIND_EPOCH, {}, {}, {old_epoch, last_seq, last_chain})
+  return pack({'OK', old_epoch + 1, old_epoch, last_seq, last_chain})
+end
+
+local function forget_ended(ctx, txn, retention_ms)
+  local count = 0
+  for state = 2, 4 do
+    local key = ctx.base .. 'ended:' .. state
+    local old = call('ZRANGE', key, '-inf', int(ctx.clock - retention_ms), 'BYSCORE', 'LIMIT', '0', FORGET_PER_CALL)
+    for _, id in ipairs(old) do
+      txn:add({'DEL', ctx.base .. 'res:' .. id})
+      txn:add({'ZREM', key, id})
+    end
+    count = count + #old
+  end
+  return count
+end
+
+-- Orders without a fact for so long, and with nothing committed or held, leave a mark that they are closed.
+local function close_orders(ctx, txn, retention_ms, closed_s)
+  local key = ctx.base .. 'ord_last'
+  local old = call('ZRANGE', key, '-inf', int(ctx.clock - retention_ms), 'BYSCORE', 'LIMIT', '0', FORGET_PER_CALL)
+  for _, name in ipairs(old) do
+    local order = ctx.base .. 'ord:' .. name
+    local open = false
+    local fields = call('HGETALL', order)
+    for i = 1, #fields, 2 do
+      if byte(fields[i]) == 115 then
+        local facts = unpack_msg(fields[i + 1])
+        open = open or next(facts[4]) ~= nil or next(facts[2]) ~= nil
+      end
+    end
+    if not open then
+      txn:add({'DEL', order})
+      txn:add({'HSET', order, 'z', '1'})
+      txn:add({'EXPIRE', order, int(closed_s)})
+    end
+    txn:add({'ZREM', key, name})
+  end
+  return #old
+end
+
+-- Housekeeping that every server calls: advances the clock, ends due holds, forgets what is past its time.
+-- cmd = {due_limit, ended_retention_ms, order_retention_ms, closed_order_s}; reply = {status, version, expired, forgotten, clock}
+function Upkeep.sweep(keys, args)
+  local cmd = unpack_msg(args[2])
+  local ctx, fenced = Log.open(keys, args)
+  if not ctx then return fenced end
+  local expired = Holds.expire(ctx, cmd[1])
+  local txn = Txn.new()
+  local forgotten = forget_ended(ctx, txn, cmd[2]) + close_orders(ctx, txn, cmd[3], cmd[4])
+  Log.quiet(ctx, txn)
+  return pack({'OK', Log.version(ctx), expired, forgotten, ctx.clock})
+end
+
+-- `ck`: consumer -> {epoch, seq, required, clock_ms}. cmd = {consumer, epoch, seq, required, remove}
+function Upkeep.checkpoint(keys, args)
+  local cmd = unpack_msg(args[2])
+  local ctx, fenced = Log.open(keys, args)
+  if not ctx then return fenced end
+  local key = ctx.base .. 'ck'
+  local txn = Txn.new()
+  local value = not cmd[5] and pack({cmd[2], cmd[3], cmd[4], ctx.clock}) or false
+  txn:hash(key, cmd[1], value, call('HGET', key, cmd[1]))
+  Log.quiet(ctx, txn)
+  return pack({'OK', Log.version(ctx)})
+end
+
+-- Trim the log: `kept` records stay without consumers; with checkpoints only what all have read goes, but others
+-- than the required ones are passed once they hold back more than `kept`, and forgotten after 24 h of silence.
+-- When a required one holds back `cap` records, new reservations are refused until it has caught up.
+-- cmd = {kept, cap}; reply = {status, length, full}
+function Upkeep.trim(keys, args)
+  local cmd = unpack_msg(args[2])
+  local ctx, fenced = Log.open(keys, args)
+  if not ctx then return fenced end
+  local log, ck = ctx.base .. 'log', ctx.base .. 'ck'
+  local kept, cap = cmd[1], cmd[2]
+  local txn = Txn.new()
+  local rows = call('HGETALL', ck)
+  local held, optional -- the oldest points, as {epoch, seq}
+  local function older(a, b)
+    if not b or a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) then return a end
+    return b
+  end
+  for i = 1, #rows, 2 do
+    local row = unpack_msg(rows[i + 1])
+    if row[3] then
+      held = older(row, held)
+    elseif ctx.clock - row[4] > DAY_MS then
+      txn:hash(ck, rows[i], false, rows[i + 1])
+    else
+      optional = older(row, optional)
+    end
+  end
+  local length = call('XLEN', log)
+  local from = held
+  if optional and length <= kept then from = older(optional, held) end
+  if from then
+    txn:add({'XTRIM', log, 'MINID', '~', version_text(from[1], from[2] + 1)})
+  elseif length > kept then
+    txn:add({'XTRIM', log, 'MAXLEN', '~', int(kept)})
+  end
+  local full = held and length >= cap or false
+  txn:hash(ctx.meta, 'full', full and '1' or false, ctx.full and '1' or false)
+  Log.quiet(ctx, txn)
+  return pack({'OK', call('XLEN', log), full})
+end
+
+-- Every kind of write that the functions use, on keys of its own: finds a missing permission before it costs stock.
+function Upkeep.canary(keys, args)
+  local base = sub(keys[1], 1, -5) .. 'canary:'
+  local txn = Txn.new()
+  txn:add({'HSET', base .. 'h', 'a', '1'})
+  txn:add({'HDEL', base .. 'h', 'a'})
+  txn:add({'SET', base .. 's', '1'})
+  txn:add({'EXPIRE', base .. 's', '60', 'NX'})
+  txn:add({'ZADD', base .. 'z', '1', 'a'})
+  txn:add({'ZREM', base .. 'z', 'a'})
+  txn:add({'RPUSH', base .. 'l', 'a'})
+  txn:add({'RPOP', base .. 'l', '1'})
+  txn:add({'SADD', base .. 'm', 'a'})
+  txn:add({'XADD', base .. 'x', '1-1', 'r', 'a'})
+  txn:add({'XTRIM', base .. 'x', 'MAXLEN', '~', '1'})
+  txn:add({'DEL', base .. 's', base .. 'm', base .. 'x'})
+  txn:commit()
+  return pack({'OK', replication_id() or ''})
+end

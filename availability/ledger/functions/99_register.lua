@@ -1,0 +1,44 @@
+-- Names and flags. @VERSION@ is the library's own digest: servers of two releases can run beside each other.
+-- allow-oom: what gives stock back or records facts must work when memory is full; reserving must not.
+
+local function bind()
+  pack, unpack_msg, struct_pack, struct_unpack = cmsgpack.pack, cmsgpack.unpack, struct.pack, struct.unpack
+  sub, byte, match, format = string.sub, string.byte, string.match, string.format
+  floor, ceil, max, min, abs = math.floor, math.ceil, math.max, math.min, math.abs
+  call, pcall_redis, sha1hex = redis.call, redis.pcall, redis.sha1hex
+end
+
+local function register(name, callback, flags)
+  redis.register_function({
+    function_name = 'availability_@VERSION@_' .. name,
+    callback = function(keys, args)
+      if not call then bind() end
+      return callback(keys, args)
+    end,
+    flags = flags,
+  })
+end
+
+register('reserve', Reservations.reserve, {})
+register('extend', Reservations.extend, {'allow-oom'})
+register('commit', Reservations.commit, {'allow-oom'})
+register('release', Reservations.release, {'allow-oom'})
+register('deltas', Deltas.apply, {})
+register('facts', Deltas.apply, {'allow-oom'})
+register('stream', Deltas.stream, {'allow-oom'})
+register('policy', Policies.set, {})
+register('create', Upkeep.create, {})
+register('handshake', Upkeep.handshake, {'allow-oom'})
+register('sweep', Upkeep.sweep, {'allow-oom'})
+register('checkpoint', Upkeep.checkpoint, {'allow-oom'})
+register('trim', Upkeep.trim, {'allow-oom'})
+register('canary', Upkeep.canary, {'allow-oom'})
+register('head', Reads.head, {'no-writes'})
+register('policies', Reads.policies, {'no-writes'})
+register('page', Reads.page, {'no-writes'})
+register('skus', Reads.skus, {'no-writes'})
+register('reservation', Reads.reservation, {'no-writes'})
+register('reservations', Reads.reservations, {'no-writes'})
+register('order', Reads.order, {'no-writes'})
+register('streams', Reads.streams, {'no-writes'})
+register('behind', Reads.behind, {'no-writes'})

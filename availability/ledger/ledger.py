@@ -1,0 +1,308 @@
+"""The ledger as the rest of the service sees it: typed calls in, typed replies out.
+
+Writes go through the commit queue; reads use connections of their own. Refusals are statuses in replies; what fails
+raises LedgerError. Where to look next: commit_queue.py for sending, functions/ for what happens inside Redis.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TypeVar
+
+import msgspec
+
+from redis.exceptions import RedisError
+
+from availability.domain.version import Version
+from availability.ledger import calls, keys
+from availability.ledger.commit_queue import CommitQueue, NoLedger, Pending, QueueSettings
+from availability.ledger.connection import (
+    ConnectionSettings,
+    is_missing_function,
+    load_library,
+    make_client,
+    translate,
+)
+from availability.ledger.library import Library, packaged
+from availability.ledger.reader import Head, Page, PolicyState
+from availability.ledger.record import Entry
+
+SCHEMA = 1
+"""Layout of keys and values. A ledger of another schema is refused."""
+
+_T = TypeVar("_T")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerSettings:
+    """Limits of the ledger; the defaults are the contract's. Times in milliseconds unless named otherwise."""
+
+    connection: ConnectionSettings
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    auto_create: bool = False
+    event_window_ms: int = 30 * 86_400_000
+    ended_retention_ms: int = 24 * 3_600_000
+    order_retention_ms: int = 30 * 86_400_000
+    closed_order_memory_s: int = 400 * 86_400
+    due_per_sweep_max: int = 200
+    log_records_kept: int = 1_000_000
+    log_records_cap: int = 5_000_000
+
+
+def fingerprint(content: bytes) -> str:
+    """Twelve hex digits that stand for a request's content."""
+    return blake2b(content, digest_size=6).hexdigest()
+
+
+def bucket(text: str) -> int:
+    """Place of an id in the ledger's memory of ids."""
+    return zlib.crc32(text.encode()) & 0xFFFF
+
+
+class Ledger:
+    """One shard's authority. ``open`` it before use."""
+
+    def __init__(
+        self,
+        settings: LedgerSettings,
+        *,
+        library: Library | None = None,
+        on_group: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.library = library or packaged()
+        self._connection = settings.connection
+        self._meta_key = keys.meta(self._connection.prefix, self._connection.shard)
+        self._log_key = keys.log(self._connection.prefix, self._connection.shard)
+        self._client = make_client(self._connection)
+        self._names: dict[str, str] = {}
+        self.queue = CommitQueue(self._connection, settings.queue, self.library, on_group=on_group)
+        self.ledger_id = ""
+
+    # Life ---------------------------------------------------------------------------------------------------
+
+    def open(self, new_ledger_id: str) -> str:
+        """Load the functions and make the ledger unless there is one. Returns its id. Raises LedgerError."""
+        load_library(self._client, self.library)
+        reply = self._fcall("create", b"0", _encode([new_ledger_id, SCHEMA]))
+        _, ledger_id, schema = msgspec.msgpack.decode(reply, type=tuple[str, str, int])
+        if schema != SCHEMA:
+            raise NoLedger(f"the ledger in Redis has schema {schema}, this release writes {SCHEMA}")
+        self.ledger_id = ledger_id
+        self.queue.start(ledger_id)
+        return ledger_id
+
+    def close(self) -> None:
+        """Send what is queued, then disconnect."""
+        self.queue.close()
+        self._client.close()
+
+    # Writes -------------------------------------------------------------------------------------------------
+
+    def submit(self, name: str, call: msgspec.Struct, deadline: float) -> Pending:
+        """Queue a mutating call; wait on what this returns."""
+        return self.queue.submit(self._function(name), _encode(call), deadline)
+
+    def _write(self, name: str, call: msgspec.Struct, deadline: float, reply: msgspec.msgpack.Decoder[_T]) -> _T:
+        return reply.decode(self.submit(name, call, deadline).wait())
+
+    def reserve(self, call: calls.Reserve, deadline: float) -> calls.HoldReply:
+        """Hold lines. Statuses: RESERVED, PARTIAL, INSUFFICIENT_STOCK, UNKNOWN_CHANNEL, UNKNOWN_NODE, LOG_FULL, …"""
+        return self._write("reserve", call, deadline, _HOLD)
+
+    def extend(self, call: calls.Extend, deadline: float) -> calls.HoldReply:
+        """Move a deadline."""
+        return self._write("extend", call, deadline, _HOLD)
+
+    def commit(self, call: calls.Commit, deadline: float) -> calls.HoldReply:
+        """Turn a hold into an order's commitment."""
+        return self._write("commit", call, deadline, _HOLD)
+
+    def release(self, call: calls.Release, deadline: float) -> calls.HoldReply:
+        """Give units back."""
+        return self._write("release", call, deadline, _HOLD)
+
+    def submit_deltas(self, source: str, deltas: list[msgspec.Raw], *, facts_only: bool, deadline: float) -> Pending:
+        """Queue deltas of one source (at most 250); decode the reply with ``decode_deltas``.
+
+        ``facts_only`` calls hold order facts, shipments and other relief only: they work when memory is full.
+        """
+        call = calls.Deltas(source, deltas, self.settings.auto_create, self.settings.event_window_ms)
+        return self.submit("facts" if facts_only else "deltas", call, deadline)
+
+    @staticmethod
+    def decode_deltas(reply: bytes) -> calls.DeltasReply:
+        """Reply of a delta call."""
+        return _DELTAS.decode(reply)
+
+    def change_stream(self, call: calls.StreamChange, deadline: float) -> calls.StreamReply:
+        """Skip a gap or reset a stream."""
+        return self._write("stream", call, deadline, _STREAM)
+
+    def set_policy(self, call: calls.PolicyChange, deadline: float) -> calls.PolicyReply:
+        """Change a policy."""
+        return self._write("policy", call, deadline, _POLICY)
+
+    def sweep(self, deadline: float) -> calls.SweepReply:
+        """Advance the clock, end due holds, forget what is past its time."""
+        s = self.settings
+        call = _Values(
+            s.due_per_sweep_max, s.ended_retention_ms, s.order_retention_ms, s.closed_order_memory_s
+        )
+        return self._write("sweep", call, deadline, _SWEEP)
+
+    def trim(self, deadline: float) -> calls.TrimReply:
+        """Trim the log by its consumers' checkpoints."""
+        return self._write("trim", _Pair(self.settings.log_records_kept, self.settings.log_records_cap), deadline, _TRIM)
+
+    def checkpoint(self, consumer: str, version: Version, *, required: bool, deadline: float) -> None:
+        """Note how far a consumer of the log has come; a required one is never passed by trimming."""
+        self.submit("checkpoint", _Checkpoint(consumer, version.epoch, version.seq, required, False), deadline).wait()
+
+    def forget_consumer(self, consumer: str, deadline: float) -> None:
+        """Remove a consumer's checkpoint."""
+        self.submit("checkpoint", _Checkpoint(consumer, 0, 0, False, True), deadline).wait()
+
+    # Reads --------------------------------------------------------------------------------------------------
+
+    def head(self) -> Head:
+        """Where the ledger stands now."""
+        return _HEAD.decode(self._fcall("head"))
+
+    def policies(self) -> PolicyState:
+        """All that is not kept per sku."""
+        return _POLICIES.decode(self._fcall("policies"))
+
+    def page(self, index: int, count: int) -> Page:
+        """Skus by the order in which the ledger first saw them."""
+        return _PAGE.decode(self._fcall("page", index, count))
+
+    def skus(self, names: list[str]) -> Page:
+        """The named skus, at most 1,000."""
+        return _PAGE.decode(self._fcall("skus", _encode(names)))
+
+    def read(self, after: Version, count: int, block_ms: int) -> list[Entry]:
+        """Log entries after a version; waits up to block_ms for the first."""
+        args: list[bytes | str | int] = ["XREAD", "COUNT", count]
+        if block_ms > 0:
+            args += ["BLOCK", block_ms]
+        args += ["STREAMS", self._log_key, f"{after.epoch}-{after.seq}"]
+        try:
+            reply = self._client.execute_command(*args, keys=[self._log_key])
+        except (RedisError, OSError) as error:
+            raise translate(error) from error
+        if not reply:
+            return []
+        rows = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
+        return [_entry(entry_id, fields) for entry_id, fields in rows]
+
+    def reservation(self, reservation_id: str) -> calls.HoldView | None:
+        """A reservation as it is now; None where it is unknown or forgotten."""
+        (view,) = _VIEW.decode(self._fcall("reservation", reservation_id))
+        return view if isinstance(view, calls.HoldView) else None
+
+    def reservations(
+        self, *, state: int, order_source: str, order_ref: str, score: int, after_id: str, count: int
+    ) -> tuple[list[calls.HoldView], list[int]]:
+        """A page of reservations by state, or by order with state 0, after (score, id); with their scores."""
+        query = _encode([state, order_source, order_ref, score, after_id, count])
+        return _VIEWS.decode(self._fcall("reservations", query))
+
+    def order(self, source: str, ref: str) -> tuple[Head, calls.OrderMeta | None, list[tuple[str, calls.OrderSkuState]]]:
+        """Facts of an order; meta is None where it is unknown."""
+        head, meta, skus = _ORDER.decode(self._fcall("order", source, ref))
+        return head, meta if isinstance(meta, calls.OrderMeta) else None, skus
+
+    def streams(self, source: str) -> tuple[int, list[tuple[str, calls.StreamRow]]]:
+        """Ledger clock and the streams of a source."""
+        clock, rows = _STREAMS.decode(self._fcall("streams", source))
+        return clock, [(row[1], calls.StreamRow(*row[2:6])) for row in rows]
+
+    def behind(self, sku: str) -> Behind:
+        """Who stands behind a sku's figures."""
+        return _BEHIND.decode(self._fcall("behind", sku))
+
+    # Inside -------------------------------------------------------------------------------------------------
+
+    def _function(self, name: str) -> str:
+        full = self._names.get(name)
+        if full is None:
+            full = self._names[name] = self.library.function(name)
+        return full
+
+    def _fcall(self, name: str, *args: bytes | str | int) -> bytes:
+        for attempt in (1, 2):
+            try:
+                reply = self._client.execute_command("FCALL", self._function(name), 1, self._meta_key, *args)
+            except (RedisError, OSError) as error:
+                if attempt == 1 and is_missing_function(error):
+                    load_library(self._client, self.library)
+                    continue
+                raise translate(error) from error
+            assert isinstance(reply, bytes)  # our functions answer one packed value
+            return reply
+        raise AssertionError("unreachable")
+
+
+class Behind(msgspec.Struct, array_like=True, frozen=True):
+    """Reasons of quarantine per node, holds, orders (by their packed name), and every stream of every source."""
+
+    head: Head
+    clock_ms: int
+    reasons: list[tuple[str, dict[str, int]]]
+    holds: list[tuple[str, list[tuple[str, int]]]]
+    orders: list[tuple[str, dict[str, int]]]
+    streams: list[tuple[str, str, int, int, int, int]]
+
+
+def split_order_name(name: str) -> tuple[str, str]:
+    """Undo the functions' packing of (order_source, order_ref). The length counts bytes."""
+    length, _, rest = name.partition(":")
+    raw = rest.encode()
+    return raw[: int(length)].decode(), raw[int(length) :].decode()
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes] | list[bytes]) -> Entry:
+    if not isinstance(fields, dict):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Entry(Version.parse(entry_id.decode()), fields[b"c"].decode(), fields[b"r"])
+
+
+class _Pair(msgspec.Struct, array_like=True, frozen=True):
+    a: int
+    b: int
+
+
+class _Values(msgspec.Struct, array_like=True, frozen=True):
+    a: int
+    b: int
+    c: int
+    d: int
+
+
+class _Checkpoint(msgspec.Struct, array_like=True, frozen=True):
+    consumer: str
+    epoch: int
+    seq: int
+    required: bool
+    remove: bool
+
+
+_HOLD = msgspec.msgpack.Decoder(calls.HoldReply)
+_DELTAS = msgspec.msgpack.Decoder(calls.DeltasReply)
+_STREAM = msgspec.msgpack.Decoder(calls.StreamReply)
+_POLICY = msgspec.msgpack.Decoder(calls.PolicyReply)
+_SWEEP = msgspec.msgpack.Decoder(calls.SweepReply)
+_TRIM = msgspec.msgpack.Decoder(calls.TrimReply)
+_HEAD = msgspec.msgpack.Decoder(Head)
+_POLICIES = msgspec.msgpack.Decoder(PolicyState)
+_PAGE = msgspec.msgpack.Decoder(Page)
+_VIEW = msgspec.msgpack.Decoder(tuple[calls.HoldView | bool])
+_VIEWS = msgspec.msgpack.Decoder(tuple[list[calls.HoldView], list[int]])
+_ORDER = msgspec.msgpack.Decoder(tuple[Head, calls.OrderMeta | bool, list[tuple[str, calls.OrderSkuState]]])
+_STREAMS = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str, int, int, int, int]]])
+_BEHIND = msgspec.msgpack.Decoder(Behind)
