@@ -1,0 +1,469 @@
+"""Transport-free handlers behind a synchronous grpc.Server: one short pipeline for every call.
+
+authentication and scope → deadline → admission → request message → handler → errors → metrics. The message
+is read last on purpose: whoever is refused has cost no decoding, and a client that opens calls and sends
+nothing holds no thread before it has shown a token. That is why unary RPCs are registered as if the client
+streamed (the wire is the same), and why decoding and encoding happen here: a malformed message is then
+INVALID_REQUEST.
+
+No business rule belongs here. The RPCs and their scopes are in `rpcs`, threads in `pool`, refusals under load
+in `admission`, statuses in `failures`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health as grpc_health  # type: ignore[import-untyped]  # it ships no types
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]  # it ships no types
+
+from availability.domain.errors import Reason, ServiceError, invalid
+from availability.domain.limits import REFERENCE_BYTES_MAX
+from availability.service.admission import Admission
+from availability.service.auth import Authenticator, NoAuth, Principal, require_loopback
+from availability.service.context import CallContext
+from availability.service.failures import as_service_error, grpc_status, overloaded
+from availability.service.health import Health
+from availability.service.pool import LendingPool
+from availability.service.rpcs import PACKAGE, RPCS, Rpc, check_table
+
+_LOG = structlog.get_logger(__name__)
+
+NO_DEADLINE_S = 1e8
+"""gRPC tells a call without a deadline as one that ends in centuries."""
+STREAMS_MAX_DEFAULT = 64
+SPARE_STREAM_THREADS = 2
+"""For those that are refused: they need a thread to be told."""
+HEALTH_WATCHERS_MAX = 16
+REFLECTION_STREAMS_MAX = 4
+_TRACEPARENT = re.compile(r"\A[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-|\Z)")
+
+Handler = Callable[[Any, CallContext], Any]  # Any: messages of 30 types; the table pairs them with handlers
+CallObserver = Callable[[str, float], None]
+Behaviour = Callable[[Iterator[bytes], grpc.ServicerContext], Any]
+
+
+class CallMetrics(Protocol):
+    """Counts calls: `observer` is asked once per method, its answer called with (code, seconds) per call."""
+
+    def observer(self, method: str, *, timed: bool = True) -> CallObserver:
+        """Return what counts one ended call of the method; `timed` not, where it is a stream."""
+        ...
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def observer(self, method: str, *, timed: bool = True) -> CallObserver:
+        """Return a function that does nothing."""
+        return lambda _code, _seconds: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What an operator sets of the transport."""
+
+    address: str
+    default_deadline_ms: int = 10_000
+    deadline_ms_max: int = 60_000
+    calls_max: int = 4_096  # in flight in all; beyond it gRPC refuses without looking, commits too
+    streams_max: Mapping[str, int] = field(default_factory=dict)  # by method name; others 64
+    message_bytes_max: int = 4 * 1024 * 1024
+    reuse_port: bool = True
+    reflection: bool = False
+
+
+class GrpcServer:
+    """A server that is built, started, drained and stopped once."""
+
+    def __init__(
+        self,
+        *,
+        handlers: Mapping[str, object],
+        pool: LendingPool,
+        authenticator: Authenticator,
+        admission: Admission,
+        health: Health,
+        options: ServerOptions,
+        metrics: CallMetrics | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+        rpcs: Sequence[Rpc] = RPCS,
+    ) -> None:
+        """Build it from one handlers object per service name.
+
+        TableMismatch where table and contract disagree, TypeError where a handler is missing, NotLoopback
+        where authentication is off on an address that others reach.
+        """
+        if isinstance(authenticator, NoAuth):
+            require_loopback(options.address)
+        self._pipeline = _Pipeline(
+            pool=pool,
+            authenticator=authenticator,
+            admission=admission,
+            options=options,
+            metrics=metrics or NoMetrics(),
+        )
+        self._options = options
+        self._health = health
+        self._credentials = credentials
+        self._open = not isinstance(authenticator, NoAuth)
+        self._server = grpc.server(
+            pool,  # type: ignore[arg-type]  # typed too narrowly: any Executor does
+            maximum_concurrent_rpcs=options.calls_max,
+            options=_channel_options(options),
+        )
+        for service, methods in self._contract(rpcs, handlers).items():
+            self._server.add_registered_method_handlers(service, methods)
+        self._server.add_registered_method_handlers(grpc_health.SERVICE_NAME, self._health_methods())
+        if options.reflection:
+            self._server.add_registered_method_handlers(reflection.SERVICE_NAME, self._reflection_methods())
+
+    def start(self) -> int:
+        """Listen and serve; return the port (0 for a unix socket)."""
+        if self._credentials is not None:
+            port = self._server.add_secure_port(self._options.address, self._credentials)
+        else:
+            port = self._server.add_insecure_port(self._options.address)
+            self._warn_of_plain_text()
+        self._server.start()
+        self._health.start()
+        return port
+
+    def drain(
+        self, *, notice_s: float, grace_s: float, wait: Callable[[float], object] | None = None
+    ) -> None:
+        """Leave: NOT_SERVING, wait until nobody sends new calls, finish the open ones, end.
+
+        Streams are told at once (`CallContext.cancelled`), and cut off after `grace_s`.
+        """
+        self._health.drain()
+        (wait or threading.Event().wait)(notice_s)
+        self._pipeline.draining = True
+        self._server.stop(grace_s).wait()
+        self._pipeline.shutdown()
+
+    def stop(self) -> None:
+        """End at once; open calls are cancelled."""
+        self.drain(notice_s=0.0, grace_s=0.0)
+
+    def _contract(self, rpcs: Sequence[Rpc], handlers: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+        missing: list[str] = []
+        services: dict[str, dict[str, Any]] = {}
+        for rpc, descriptor in check_table(rpcs).items():
+            handler = getattr(handlers.get(rpc.service), rpc.handler, None)
+            if not callable(handler):
+                missing.append(f"{rpc.service}: {rpc.handler}")
+                continue
+            methods = services.setdefault(f"{PACKAGE}.{rpc.service}", {})
+            methods[rpc.method] = self._pipeline.method(rpc, descriptor, handler)
+        if missing:
+            raise TypeError(f"no handler for {', '.join(missing)}")
+        return services
+
+    def _health_methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        # Open to all, and on threads of its own: a probe that queues behind the load restarts a busy server.
+        servicer = self._health.servicer
+        encode = health_pb2.HealthCheckResponse.SerializeToString
+
+        def check(request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> Any:
+            return servicer.Check(request, context)
+
+        def watch(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            request = health_pb2.HealthCheckRequest.FromString(_only(requests))
+            return map(encode, servicer.Watch(request, context))
+
+        _on_own_pool(check, self._pipeline.own_pool("health", 1))
+        return {
+            "Check": grpc.unary_unary_rpc_method_handler(
+                check, health_pb2.HealthCheckRequest.FromString, encode
+            ),
+            "Watch": self._pipeline.limited("health.Watch", watch, HEALTH_WATCHERS_MAX),
+        }
+
+    def _reflection_methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        services = [f"{PACKAGE}.{rpc.service}" for rpc in RPCS]
+        servicer = reflection.ReflectionServicer(
+            sorted({*services, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME})
+        )
+        decode = reflection_pb2.ServerReflectionRequest.FromString
+        encode = reflection_pb2.ServerReflectionResponse.SerializeToString
+
+        def reflect(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            self._pipeline.identify(context)  # any scope will do
+            return map(encode, servicer.ServerReflectionInfo(map(decode, requests), context))
+
+        return {"ServerReflectionInfo": self._pipeline.limited("reflection", reflect, REFLECTION_STREAMS_MAX)}
+
+    def _warn_of_plain_text(self) -> None:
+        if self._open:
+            try:
+                require_loopback(self._options.address)
+            except ValueError:
+                _LOG.warning("tokens_in_plain_text", address=self._options.address)
+
+
+class _Pipeline:
+    """What every call passes. One closure per method, so that a call looks up nothing that start-up knows."""
+
+    def __init__(
+        self,
+        *,
+        pool: LendingPool,
+        authenticator: Authenticator,
+        admission: Admission,
+        options: ServerOptions,
+        metrics: CallMetrics,
+    ) -> None:
+        self._pool = pool
+        self._authenticate = authenticator.principal
+        self._admission = admission
+        self._options = options
+        self._metrics = metrics
+        self._own_pools: list[ThreadPoolExecutor] = []
+        self.draining = False
+
+    def method(
+        self, rpc: Rpc, descriptor: MethodDescriptor, handler: Handler
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return what gRPC calls for an RPC."""
+        decode: Callable[[bytes], Message] = GetMessageClass(descriptor.input_type).FromString
+        encode: Callable[[Message], bytes] = GetMessageClass(descriptor.output_type).SerializeToString
+        if not rpc.streams:
+            return grpc.stream_unary_rpc_method_handler(self._unary(rpc, handler, decode, encode))
+        limit = self._options.streams_max.get(rpc.method, STREAMS_MAX_DEFAULT)
+        return self.limited(rpc.method, self._stream(rpc, handler, decode, encode), limit, rpc.path)
+
+    def _unary(
+        self,
+        rpc: Rpc,
+        handler: Handler,
+        decode: Callable[[bytes], Message],
+        encode: Callable[[Message], bytes],
+    ) -> Behaviour:
+        path, scope, call_class = rpc.path, rpc.scope, rpc.call_class
+        authenticate, admit, queue_wait_s = self._authenticate, self._admission.check, self._pool.queue_wait_s
+        blocking = self._blocking(rpc)
+        observe = self._metrics.observer(path)
+        default_s, max_s = self._options.default_deadline_ms / 1000, self._options.deadline_ms_max / 1000
+        clock, monotonic = time.perf_counter, time.monotonic
+
+        def behaviour(requests: Iterator[bytes], grpc_context: grpc.ServicerContext) -> bytes:
+            started = clock()
+            correlation_id = ""
+            try:
+                authorization, correlation_id = _scan(grpc_context.invocation_metadata())
+                principal = authenticate(authorization)
+                if scope not in principal.scopes:
+                    raise _denied(principal, rpc)
+                remaining_s = grpc_context.time_remaining()
+                if remaining_s > max_s:
+                    remaining_s = default_s if remaining_s > NO_DEADLINE_S else max_s
+                elif remaining_s <= 0:
+                    raise ServiceError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the call began")
+                queue_wait_ms = queue_wait_s() * 1000
+                overload = admit(call_class, queue_wait_ms)
+                if overload is not None:
+                    raise overloaded(overload)
+                context = CallContext(
+                    principal,
+                    monotonic() + remaining_s,
+                    correlation_id,
+                    queue_wait_ms,
+                    blocking,
+                    partial(_has_ended, grpc_context),
+                    grpc_context.add_callback,
+                )
+                response = encode(handler(_decoded(decode, _only(requests)), context))
+            except grpc.RpcError:  # the caller left before its message came; gRPC knows
+                observe("CANCELLED", clock() - started)
+                raise
+            except Exception as error:
+                failure = as_service_error(error, method=path, correlation_id=correlation_id)
+            else:
+                observe("OK", clock() - started)
+                return response
+            observe(failure.reason.code.value, clock() - started)
+            grpc_context.abort_with_status(grpc_status(failure))
+            raise AssertionError  # abort has raised
+
+        return behaviour
+
+    def _stream(
+        self,
+        rpc: Rpc,
+        handler: Handler,
+        decode: Callable[[bytes], Message],
+        encode: Callable[[Message], bytes],
+    ) -> Behaviour:
+        def behaviour(requests: Iterator[bytes], grpc_context: grpc.ServicerContext) -> Iterator[bytes]:
+            authorization, correlation_id = _scan(grpc_context.invocation_metadata())
+
+            def check() -> Principal:
+                principal = self._authenticate(authorization)
+                if rpc.scope not in principal.scopes:
+                    raise _denied(principal, rpc)
+                return principal
+
+            def checked(raw: Iterable[bytes]) -> Iterator[Message]:
+                for message in raw:
+                    check()  # a stream outlives tokens: a revoked one ends it at the next message
+                    yield _decoded(decode, message)
+
+            principal = check()
+            overload = self._admission.check(rpc.call_class, 0.0)
+            if overload is not None:
+                raise overloaded(overload)
+            remaining_s = grpc_context.time_remaining()
+            context = CallContext(
+                principal,
+                math.inf if remaining_s > NO_DEADLINE_S else time.monotonic() + remaining_s,
+                correlation_id,
+                is_cancelled=lambda: self.draining or not grpc_context.is_active(),
+                on_end=grpc_context.add_callback,
+            )
+            argument: Any = checked(requests) if rpc.client_streams else _decoded(decode, _only(requests))
+            for response in handler(argument, context):
+                check()
+                yield encode(response)
+
+        return behaviour
+
+    def limited(
+        self,
+        name: str,
+        behaviour: Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]],
+        streams_max: int,
+        path: str = "",
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a streaming method on threads of its own, at most `streams_max` open at once.
+
+        Without threads of its own, as many streams as there are running threads stop every other call.
+        """
+        slots = threading.BoundedSemaphore(streams_max)
+        observe = self._metrics.observer(path or name, timed=False)
+
+        def stream(requests: Iterator[bytes], grpc_context: grpc.ServicerContext) -> Iterator[bytes]:
+            started = time.perf_counter()
+            code = "CANCELLED"  # as a generator that is closed early ends
+            held = slots.acquire(blocking=False)
+            failure: ServiceError | None = None
+            try:
+                if not held:
+                    raise ServiceError(
+                        Reason.OVERLOADED, f"{streams_max} streams of this kind are open already"
+                    )
+                yield from behaviour(requests, grpc_context)
+                code = "OK"
+            except grpc.RpcError:
+                raise
+            except Exception as error:
+                _, correlation_id = _scan(grpc_context.invocation_metadata())
+                failure = as_service_error(error, method=path or name, correlation_id=correlation_id)
+                code = failure.reason.code.value
+            finally:
+                if held:
+                    slots.release()
+                observe(code, time.perf_counter() - started)
+            if failure is not None:
+                grpc_context.abort_with_status(grpc_status(failure))
+
+        _on_own_pool(stream, self.own_pool(name, streams_max + SPARE_STREAM_THREADS))
+        return grpc.stream_stream_rpc_method_handler(stream)
+
+    def identify(self, grpc_context: grpc.ServicerContext) -> Principal:
+        """Return who calls, whatever the scopes."""
+        return self._authenticate(_scan(grpc_context.invocation_metadata())[0])
+
+    def own_pool(self, name: str, threads_max: int) -> ThreadPoolExecutor:
+        """Make a pool for one method; it starts threads as they are needed."""
+        pool = ThreadPoolExecutor(threads_max, thread_name_prefix=name)
+        self._own_pools.append(pool)
+        return pool
+
+    def shutdown(self) -> None:
+        """End the threads of the methods' own pools. Those of the calls' pool are its owner's."""
+        for pool in self._own_pools:
+            pool.shutdown(wait=False)
+
+    def _blocking(self, rpc: Rpc) -> Callable[[], AbstractContextManager[None]]:
+        pool, blocked_max = self._pool, self._admission.blocked_max(rpc.call_class)
+        return lambda: pool.blocking(blocked_max)
+
+
+# --- One call ---------------------------------------------------------------------------------------------
+
+
+def _scan(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[str, str]:
+    """Return (authorization, correlation id) of a call's metadata, "" where there is none."""
+    authorization = correlation_id = trace_id = ""
+    for key, value in metadata or ():
+        if key == "authorization":
+            authorization = value if isinstance(value, str) else ""
+        elif key == "x-correlation-id":
+            if len(value) <= REFERENCE_BYTES_MAX and isinstance(value, str) and value.isprintable():
+                correlation_id = value
+        elif key == "traceparent" and isinstance(value, str):
+            found = _TRACEPARENT.match(value)
+            trace_id = found[1] if found else ""
+    return authorization, correlation_id or trace_id
+
+
+def _denied(principal: Principal, rpc: Rpc) -> ServiceError:
+    return ServiceError(
+        Reason.PERMISSION_DENIED,
+        f"{rpc.method} needs the scope {rpc.scope.value}",
+        scope=rpc.scope.value,
+        principal=principal.id,
+    )
+
+
+def _only(requests: Iterator[bytes]) -> bytes:
+    try:
+        return next(requests)
+    except StopIteration:
+        raise invalid("the call has no request message") from None
+
+
+def _decoded(decode: Callable[[bytes], Message], raw: bytes) -> Message:
+    try:
+        return decode(raw)
+    except DecodeError:
+        raise invalid("the request message cannot be decoded") from None
+
+
+def _has_ended(grpc_context: grpc.ServicerContext) -> bool:
+    return not grpc_context.is_active()
+
+
+# --- What gRPC is told ------------------------------------------------------------------------------------
+
+
+def _on_own_pool(behaviour: Callable[..., Any], pool: ThreadPoolExecutor) -> None:
+    # Undocumented in grpc 1.85, and only a ThreadPoolExecutor is looked at; a test holds it to that.
+    behaviour.experimental_thread_pool = pool  # type: ignore[attr-defined]  # grpc reads it off the function
+
+
+def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", int(options.reuse_port)),
+        ("grpc.max_receive_message_length", options.message_bytes_max),
+        # A client that vanished is noticed in 80 s, and its streams' threads come free.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
