@@ -24,6 +24,8 @@ Lines = Sequence[tuple[str, int]]
 QUANTITY_MAX = 1_000_000_000
 TOGETHER = "\0together"
 """Name of the one group of lines where a sku's lines are evaluated together."""
+ADOPTED: OrderName = ("", "\0adopted")
+"""Owner of the differences that `Model.adopt_reserved` took over."""
 
 
 class Refusal(Exception):
@@ -681,18 +683,16 @@ class Model:
 
     def adopt_reserved(self, sku: str, units: Units) -> None:
         """Take over the ledger's choice of which nodes' reserved is lowered. The total must be the same."""
+        self.forget_adopted(sku)
         mine = {node: amount for (of, node), amount in self._reserved.items() if of == sku and amount}
-        if sum(mine.values()) != sum(units.values()):
-            raise AssertionError(f"reserved of {sku}: {mine} here, {units} in the ledger")
-        adopted = ("", "\0adopted")
-        before = self._held.pop((adopted, sku), {})
-        after = dict(before)
-        for node in {*mine, *units}:
-            add(after, node, units.get(node, 0) - mine.get(node, 0))
-        self._replace(self._reserved, sku, before, after)
-        after = {node: amount for node, amount in after.items() if amount}
-        if after:
-            self._held[adopted, sku] = after
+        assert sum(mine.values()) == sum(units.values()), f"reserved of {sku}: {units}, {mine} in the model"
+        moved = {node: units.get(node, 0) - mine.get(node, 0) for node in {*mine, *units}}
+        self._replace(self._reserved, sku, {}, moved)
+        self._held[ADOPTED, sku] = moved
+
+    def forget_adopted(self, sku: str) -> None:
+        """Go back to the model's own choice."""
+        self._replace(self._reserved, sku, self._held.pop((ADOPTED, sku), {}), {})
 
     def _replace(self, totals: dict[tuple[str, str], int], sku: str, before: Units, after: Units) -> None:
         for node, units in before.items():
@@ -723,12 +723,13 @@ class Model:
 
     def _keep_auto(self, order: Order, sku: str, rests: dict[str, int]) -> None:
         """Shrink what was put without a node to what is left of it, from the last."""
-        if TOGETHER in rests:
-            parts = [
-                order.auto.pop(key) for key in sorted(order.auto) if key[0] == sku and key[1] != TOGETHER
-            ]
-            joined = order.auto.get((sku, TOGETHER), []) + [entry for part in parts for entry in part]
-            order.auto[sku, TOGETHER] = joined
+        if TOGETHER in rests:  # what was put per line until now is put for all of them
+            joined: Units = {}
+            for key in sorted(order.auto, key=lambda key: (key[1] != TOGETHER, key[1].encode())):
+                if key[0] == sku:
+                    for node, units in order.auto.pop(key):
+                        add(joined, node, units)
+            order.auto[sku, TOGETHER] = list(joined.items())
         for group, rest in rests.items():
             kept = []
             for node, units in order.auto.get((sku, group), []):
