@@ -14,7 +14,7 @@ CHANNELS: dict[str, Channel] = {
     "market": Channel(nodes=(NORTH, SOUTH), buffer=Buffer(units=5)),
     "pos": Channel(nodes=(STORE, SOUTH), buffer=Buffer()),
 }
-BUFFER_WORDS = {"web": "10 %", "market": "5 units", "pos": "none"}
+BUFFER_WORDS = {"web": "10 %", "market": "5", "pos": "0"}
 CHANNEL_SHARES = {"web": 6, "market": 3, "pos": 2}
 """How often a shopper comes through which channel."""
 

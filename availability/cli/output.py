@@ -1,0 +1,78 @@
+"""How answers look: tables for people, JSON with the API's names for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Console
+    from rich.table import Table
+
+WIDTH_PIPED = 160
+"""Columns of a table that no terminal limits."""
+
+
+def console() -> Console:
+    """Return a console for stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_PIPED)
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return an empty table; columns named in `right` hold numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold", border_style="bright_black")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def print_json(value: Any) -> None:  # Any: a message, or lists and dictionaries of them
+    """Print a message, or a list of messages, as JSON."""
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False), flush=True)
+
+
+def plain(value: Any) -> Any:  # Any: JSON's own types
+    """Turn a message into JSON types: numbers stay numbers, times are ISO text, enums their names."""
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if not hasattr(value, "DESCRIPTOR"):
+        return value
+    if value.DESCRIPTOR.full_name == "google.protobuf.Timestamp":
+        return value.ToJsonString()
+    return {
+        field.name: _field(value, field)
+        for field in value.DESCRIPTOR.fields
+        if not field.has_presence or value.HasField(field.name)
+    }
+
+
+def _field(message: Message, field: Any) -> Any:  # Any: a FieldDescriptor, JSON's own types
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return dict(value)
+    if field.is_repeated:
+        return [_single(one, field) for one in value]
+    return _single(value, field)
+
+
+def _single(value: Any, field: Any) -> Any:  # Any: as above
+    if field.enum_type is not None:
+        found = field.enum_type.values_by_number.get(value)
+        return found.name if found is not None else value
+    return plain(value)
+
+
+def word(enum: Any, value: int) -> str:  # Any: a generated enum's wrapper
+    """Return an enum value's name without the enum's own prefix: AVAILABILITY_STATE_IN_STOCK → IN_STOCK."""
+    names: dict[int, str] = {number: name for name, number in enum.items()}
+    prefix = names[0].removesuffix("UNSPECIFIED")
+    return names.get(value, str(value)).removeprefix(prefix)

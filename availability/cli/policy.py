@@ -1,0 +1,340 @@
+"""`policy …`: what operators decide about channels, nodes, skus and positions."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from availability.cli.errors import usage
+from availability.cli.options import (
+    DEFAULT_TARGET,
+    AsJson,
+    Target,
+    TlsCa,
+    TokenFile,
+    connect,
+    parse_duration_s,
+)
+from availability.cli.output import console, print_json, table, word
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from availability.client import Client
+    from availability.v1 import common_pb2 as common
+    from availability.v1 import policy_pb2 as pol
+
+app = typer.Typer(
+    help="Decide how channels sell. Each change is an event with its reason.", no_args_is_help=True
+)
+
+ChannelName = Annotated[str, typer.Argument(metavar="CHANNEL", help="Channel.")]
+Sku = Annotated[str, typer.Argument(metavar="SKU", help="Sellable unit code.")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="Node code.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]
+BufferText = Annotated[
+    str | None,
+    typer.Option("--buffer", metavar="UNITS|PERCENT%", help="What must stay in the pool: 5 or 10%."),
+]
+Limit = Annotated[int | None, typer.Option("--oversell-limit", help="Units it may grant beyond its share.")]
+PublishLimit = Annotated[
+    int | None, typer.Option("--publish-limit", help="Highest number shown to shoppers.")
+]
+
+
+class OnlineState(StrEnum):
+    """States of a node."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class Sale(StrEnum):
+    """Whether something may be sold."""
+
+    SELLABLE = "sellable"
+    BLOCKED = "blocked"
+
+
+@app.command("set-channel")
+def set_channel(
+    channel: ChannelName,
+    reason: Reason,
+    nodes: Annotated[str, typer.Option("--nodes", metavar="A,B,…", help="Nodes in sourcing order.")] = "",
+    node: Annotated[
+        list[str] | None, typer.Option("--node", help="The same, one a time, for any name.")
+    ] = None,
+    all_nodes: Annotated[bool, typer.Option("--all-nodes", help="Every node, by name.")] = False,
+    buffer: BufferText = None,
+    oversell_limit: Limit = None,
+    low_stock: Annotated[int, typer.Option("--low-stock", help="LOW_STOCK at or below it.")] = 0,
+    publish_limit: PublishLimit = None,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Declare a channel, or replace its policy as a whole."""
+    from availability.v1 import policy_pb2 as pol
+
+    named = [one.strip() for one in nodes.split(",") if one.strip()] + (node or [])
+    if bool(named) == all_nodes:
+        raise usage("name --nodes, or --all-nodes")
+    policy = pol.ChannelPolicy(
+        channel=channel,
+        nodes=named,
+        all_nodes=all_nodes,
+        buffer=_buffer(buffer),
+        oversell_limit=oversell_limit or 0,
+        low_stock_threshold=low_stock,
+        publish_limit=publish_limit,
+    )
+    request = pol.SetChannelPolicyRequest(policy=policy, reason=reason)
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetChannelPolicy, request), as_json)
+
+
+@app.command("override")
+def override(
+    channel: ChannelName,
+    sku: Sku,
+    reason: Reason,
+    buffer: BufferText = None,
+    oversell_limit: Limit = None,
+    publish_limit: PublishLimit = None,
+    exclude_node: Annotated[
+        list[str] | None, typer.Option("--exclude-node", help="A node that does not serve it; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Set what differs for one sku of a channel; what is not named stays the channel's."""
+    from availability.v1 import policy_pb2 as pol
+
+    differs = pol.SkuOverride(
+        buffer=_buffer(buffer),
+        oversell_limit=oversell_limit,
+        publish_limit=publish_limit,
+        excluded_nodes=exclude_node or [],
+    )
+    request = pol.SetSkuOverrideRequest(channel=channel, sku=sku, override=differs, reason=reason)
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetSkuOverride, request), as_json)
+
+
+@app.command("clear-override")
+def clear_override(
+    channel: ChannelName,
+    sku: Sku,
+    reason: Reason,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Let a sku follow its channel again."""
+    from availability.v1 import policy_pb2 as pol
+
+    request = pol.ClearSkuOverrideRequest(channel=channel, sku=sku, reason=reason)
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.ClearSkuOverride, request), as_json)
+
+
+@app.command("safety-stock")
+def safety_stock(
+    node: Node,
+    reason: Reason,
+    quantity: Annotated[
+        int | None, typer.Option("--quantity", "-q", help="Units never sold; without it: the node's default.")
+    ] = None,
+    sku: Annotated[str, typer.Option("--sku", help="One sku; without it: the node's default.")] = "",
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Keep units of a position, or of every position of a node, from being sold."""
+    from availability.v1 import policy_pb2 as pol
+
+    if quantity is None and not sku:
+        raise usage("name --quantity, or the --sku that goes back to the node's default")
+    request = pol.SetSafetyStockRequest(node=node, sku=sku, quantity=quantity, reason=reason)
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetSafetyStock, request), as_json)
+
+
+@app.command("node")
+def set_node(
+    node: Node,
+    state: Annotated[OnlineState, typer.Argument(help="Whether it takes part in selling.")],
+    reason: Reason,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Declare a node, or take it offline and back."""
+    from availability.v1 import common_pb2 as common
+    from availability.v1 import policy_pb2 as pol
+
+    wire = common.NODE_STATE_ONLINE if state is OnlineState.ONLINE else common.NODE_STATE_OFFLINE
+    request = pol.SetNodeRequest(node=node, state=wire, reason=reason)
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetNode, request), as_json)
+
+
+@app.command("sale-state")
+def sale_state(
+    state: Annotated[Sale, typer.Argument(help="Whether it may be sold.")],
+    reason: Reason,
+    channel: Annotated[str, typer.Option("--channel", "-c", help="One channel; all where none.")] = "",
+    sku: Annotated[str, typer.Option("--sku", help="One sku; all of the channel where none.")] = "",
+    until: Annotated[str, typer.Option("--for", metavar="DURATION", help="A stop ends by itself: 2h.")] = "",
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Stop the sale of a sku, of a channel, or of a sku in one channel; or allow it again."""
+    from availability.v1 import common_pb2 as common
+    from availability.v1 import policy_pb2 as pol
+
+    if not channel and not sku:
+        raise usage("name --channel, --sku, or both")
+    wire = common.SALE_STATE_SELLABLE if state is Sale.SELLABLE else common.SALE_STATE_BLOCKED
+    request = pol.SetSaleStateRequest(channel=channel, sku=sku, state=wire, reason=reason)
+    if until:
+        request.until.GetCurrentTime()
+        request.until.FromMilliseconds(request.until.ToMilliseconds() + round(parse_duration_s(until) * 1000))
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetSaleState, request), as_json)
+
+
+@app.command("show")
+def show(
+    channel: ChannelName,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Show a channel's policy and its overrides."""
+    with connect(target, token_file, tls_ca) as client:
+        pages = _pages(client, channel)
+    if as_json:
+        print_json(pages)
+        return
+    from rich.markup import escape
+
+    from availability.v1 import common_pb2 as common
+
+    screen = console()
+    screen.print(_channels([pages[0].policy]))
+    screen.print(f"sale state: {word(common.SaleState, pages[0].sale_state)}")
+    overrides = [entry for page in pages for entry in page.overrides]
+    if not overrides:
+        return
+    rows = table("sku", "buffer", "oversell_limit", "publish_limit", "excluded nodes")
+    for entry in overrides:
+        differs = entry.override
+        rows.add_row(
+            escape(entry.sku),
+            _buffer_words(differs.buffer) if differs.HasField("buffer") else "",
+            str(differs.oversell_limit) if differs.HasField("oversell_limit") else "",
+            str(differs.publish_limit) if differs.HasField("publish_limit") else "",
+            escape(", ".join(differs.excluded_nodes)),
+        )
+    screen.print("\n[bold]overrides[/]")
+    screen.print(rows)
+
+
+@app.command("list")
+def list_all(
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """List all channels, nodes and stops."""
+    from availability.v1 import policy_pb2 as pol
+
+    with connect(target, token_file, tls_ca) as client:
+        answer = client.call(client.policies.ListPolicies, pol.ListPoliciesRequest())
+    if as_json:
+        print_json(answer)
+        return
+    from rich.markup import escape
+
+    from availability.v1 import common_pb2 as common
+
+    screen = console()
+    screen.print(_channels(answer.policies))
+    nodes = table("node", "state", "safety_stock", right=("safety_stock",))
+    for node in answer.nodes:
+        nodes.add_row(escape(node.node), word(common.NodeState, node.state), str(node.safety_stock))
+    screen.print("")
+    screen.print(nodes)
+    if answer.stops:
+        stops = table("stopped sku", "in channel")
+        for stop in answer.stops:
+            stops.add_row(escape(stop.sku) or "all", escape(stop.channel) or "all")
+        screen.print("")
+        screen.print(stops)
+
+
+def _pages(client: Client, channel: str) -> list[pol.GetPolicyResponse]:
+    from availability.v1 import policy_pb2 as pol
+
+    pages: list[pol.GetPolicyResponse] = []
+    page_token = ""
+    while not pages or page_token:
+        request = pol.GetPolicyRequest(channel=channel, page_token=page_token)
+        pages.append(client.call(client.policies.GetPolicy, request))
+        page_token = pages[-1].next_page_token
+    return pages
+
+
+def _channels(policies: Sequence[pol.ChannelPolicy]) -> Any:  # Any: rich's table, which is loaded late
+    from rich.markup import escape
+
+    rows = table("channel", "nodes", "buffer", "oversell_limit", "low stock", "version", "by", "because")
+    for policy in policies:
+        rows.add_row(
+            escape(policy.channel),
+            "all, by name" if policy.all_nodes else escape(", ".join(policy.nodes)),
+            _buffer_words(policy.buffer),
+            str(policy.oversell_limit),
+            str(policy.low_stock_threshold),
+            policy.version,
+            escape(policy.author),
+            escape(policy.reason),
+        )
+    return rows
+
+
+def _buffer(text: str | None) -> common.Buffer | None:
+    from availability.v1 import common_pb2 as common
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,10})\s*(%?)", text.strip())
+    if found is None:
+        raise usage(f"{text!r} is no buffer: use units (5) or a percentage (10%)")
+    number = int(found[1])
+    return common.Buffer(percent=number) if found[2] else common.Buffer(units=number)
+
+
+def _buffer_words(buffer: common.Buffer) -> str:
+    return f"{buffer.percent} %" if buffer.WhichOneof("value") == "percent" else f"{buffer.units} units"
+
+
+def _done(answer: Any, as_json: bool) -> None:  # Any: each policy request has its own response
+    if as_json:
+        print_json(answer)
+    else:
+        print(f"{'DONE BEFORE' if answer.replayed else 'DONE'}: version {answer.version}")

@@ -1,0 +1,88 @@
+"""The root command: which commands there are, and how any error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from availability.cli import policy, reads, server, token, writes
+from availability.cli.errors import EXIT_OTHER, EXIT_USAGE, Told, told
+
+app = typer.Typer(
+    name="availability",
+    help="Real-time stock availability: what can each channel sell now, and holds that never oversell.",
+    epilog="Exit codes: 2 usage, 3 refused or insufficient stock, 4 unreachable or overloaded, 1 other.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from availability import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and end."
+    ),
+) -> None:
+    """Take the options of the root itself."""
+
+
+app.command("serve", rich_help_panel="Server")(server.serve)
+app.command("demo", rich_help_panel="Server")(server.demo)
+app.command("doctor", rich_help_panel="Server")(server.doctor)
+app.add_typer(token.app, name="token", rich_help_panel="Server")
+app.command("get", rich_help_panel="Reading")(reads.get)
+app.command("explain", rich_help_panel="Reading")(reads.explain)
+app.command("watch", rich_help_panel="Reading")(reads.watch)
+app.command("reserve", rich_help_panel="Checkout")(writes.reserve)
+app.command("commit", rich_help_panel="Checkout")(writes.commit)
+app.command("release", rich_help_panel="Checkout")(writes.release)
+app.command("adjust", rich_help_panel="Stock and policy")(writes.adjust)
+app.add_typer(policy.app, name="policy", rich_help_panel="Stock and policy")
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code. Every foreseen failure is one line on stderr."""
+    try:
+        result = app(args=args, prog_name="availability", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.BadParameter as error:
+        return _say(Told(f"usage: {_one_line(error.format_message())}", EXIT_USAGE))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has had enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OTHER
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's other usage errors have no public name
+        if usage is not None:
+            return _say(Told(f"usage: {_one_line(str(usage()))}", EXIT_USAGE))
+        line = told(error)
+        if line is None:
+            raise  # a bug: the traceback is what helps
+        return _say(line)
+
+
+def _say(line: Told) -> int:
+    print(line.text, file=sys.stderr, flush=True)
+    return line.exit_code
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
