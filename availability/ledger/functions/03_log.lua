@@ -6,24 +6,40 @@ local function replication_id()
   return match(call('INFO', 'replication'), 'master_replid:(%x+)')
 end
 
+-- meta's field "head" is one packed array, read and written by every call: {epoch, seq, clock_ms, redis_ms, due_ms, full,
+-- chain, policy}. clock is the ledger's own; redis is Redis TIME when it last moved; due is a time at or before the
+-- first deadline (0: none); policy names the state of policy (05_policy.lua). Other fields: ledger_id, schema, replid.
+local function head_of(ctx)
+  return pack({ctx.epoch, ctx.seq, ctx.clock, ctx.now, ctx.due, ctx.full, ctx.chain, ctx.policy})
+end
+
+local function write_head(ctx, txn)
+  local head = head_of(ctx)
+  txn:hash(ctx.meta, 'head', head, ctx.head)
+  ctx.head = head
+end
+
+-- The ledger's clock advances with Redis TIME by 0 to 2 s a call, never back.
+local function context(meta_key, raw)
+  local h = unpack_msg(raw)
+  local t = call('TIME')
+  local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
+  return {
+    base = sub(meta_key, 1, -5), meta = meta_key, head = raw, now = now,
+    epoch = h[1], seq = h[2], clock = h[3] + max(0, min(2000, now - h[4])), due = h[5], full = h[6], chain = h[7], policy = h[8],
+    skus = {}, orders = {}, dirty = {},
+  }
+end
+
 -- Open a mutating call. KEYS[1] is `<prefix>:{<shard>}:meta`; ARGV[1] the epoch that the caller knows.
 -- Returns a context, or nil and a packed refusal: NOT_READY (no ledger here) or FENCED (another epoch, or a
 -- primary that has not shaken hands: nothing may be written before it did).
 function Log.open(keys, args)
-  local meta_key = keys[1]
-  local m = call('HMGET', meta_key, 'epoch', 'seq', 'chain', 'clock', 'redis', 'replid', 'full')
+  local m = call('HMGET', keys[1], 'head', 'replid')
   if not m[1] then return nil, pack({'NOT_READY'}) end
-  if m[1] ~= args[1] or m[6] ~= replication_id() then return nil, pack({'FENCED', tonumber(m[1])}) end
-  local t = call('TIME')
-  local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
-  local clock = tonumber(m[4])
-  local ctx = {
-    base = sub(meta_key, 1, -5), meta = meta_key,
-    epoch = tonumber(m[1]), seq = tonumber(m[2]), chain = m[3],
-    clock_before = m[4], redis_before = m[5], full = m[7] == '1',
-    now = now, clock = clock + max(0, min(2000, now - tonumber(m[5]))),
-    seq_text = m[2], skus = {}, orders = {}, dirty = {},
-  }
+  if m[2] ~= replication_id() then return nil, pack({'FENCED'}) end
+  local ctx = context(keys[1], m[1])
+  if int(ctx.epoch) ~= args[1] then return nil, pack({'FENCED'}) end
   return ctx
 end
 
@@ -31,29 +47,28 @@ function Log.version(ctx)
   return version_text(ctx.epoch, ctx.seq)
 end
 
-local function write_clock(ctx, txn)
-  txn:hash(ctx.meta, 'clock', int(ctx.clock), ctx.clock_before)
-  txn:hash(ctx.meta, 'redis', int(ctx.now), ctx.redis_before)
-  ctx.clock_before, ctx.redis_before = int(ctx.clock), int(ctx.now)
-end
-
 -- Commit a transaction without a log entry (a remembered refusal, a mark, the clock).
 function Log.quiet(ctx, txn)
-  write_clock(ctx, txn)
+  write_head(ctx, txn)
   txn:commit()
 end
 
--- Commit a transaction as one version.
+-- Start of a msgpack array of n (below 16) values whose packed forms follow: parts packed once serve several arrays.
+local function array(n)
+  return string.char(0x90 + n)
+end
+
+-- Commit a transaction as one version. `body` is packed. A change of policy or nodes (ctx.policy_changed) stamps the
+-- chain into the head: it names what 05_policy.lua may keep between calls.
 function Log.emit(ctx, txn, kind, head, positions, body)
   local seq = ctx.seq + 1
   local id = version_text(ctx.epoch, seq)
-  local raw = pack({kind, ctx.clock, head.author or '', head.correlation_id or '', head.request_id or '', positions, body})
+  local raw = array(7) .. pack(kind, ctx.clock, head.author or '', head.correlation_id or '', head.request_id or '', positions) .. body
   local chain = sub(sha1hex(ctx.chain .. id .. raw), 1, 32)
-  txn:hash(ctx.meta, 'seq', int(seq), ctx.seq_text)
-  txn:hash(ctx.meta, 'chain', chain, ctx.chain)
-  write_clock(ctx, txn)
+  ctx.seq, ctx.chain = seq, chain
+  if ctx.policy_changed then ctx.policy = chain end
+  write_head(ctx, txn)
   txn:commit({'XADD', ctx.base .. 'log', id, 'r', raw, 'c', chain})
-  ctx.seq, ctx.seq_text, ctx.chain = seq, int(seq), chain
 end
 
 -- The version that emit will give.

@@ -1,6 +1,6 @@
 -- Request memory: request_id -> what was decided, at least 24 h of ledger clock (two generations are looked up).
 -- Refusals are remembered like grants: a late twin of a refused request must not be granted.
--- Small hashes keep an id at some 60 bytes; the keys' own TTL is only housekeeping, far beyond the window.
+-- Small hashes keep an id at some 60 bytes; the sweep deletes generations that are past (13_upkeep.lua).
 
 local Requests = {}
 
@@ -26,7 +26,6 @@ end
 function Requests.remember(ctx, txn, req, code, version, ref, extra)
   local key = key_of(ctx, floor(ctx.clock / DAY_MS), req[2])
   txn:hash(key, req[1], pack({req[3], code, version, ref or '', extra}), false)
-  txn:add({'EXPIRE', key, 3 * 86400, 'NX'})
 end
 
 function Requests.head(req)

@@ -3,20 +3,36 @@
 local Policy = {}
 local ONLINE = 1
 
+-- Decoded policy, kept between calls under a name that no other content can have: the chain of the change that led
+-- to it. Filled from committed state only, and left at the first change.
+local kept = {name = '', channels = {}}
+
+local function keep_of(ctx)
+  local name = ctx.base .. ctx.policy
+  if ctx.policy == '' or ctx.policy_changed then return {channels = {}} end
+  if kept.name ~= name then kept = {name = name, channels = {}} end
+  return kept
+end
+
 -- Every node as {name, state, safety_stock}, by name.
 function Policy.node_table(ctx)
   if not ctx.node_table then
-    local raw = call('HGET', ctx.base .. 'policy:node', '')
-    ctx.node_table_raw = raw
-    ctx.node_table = raw and unpack_msg(raw) or {}
-    ctx.nodes = {}
-    for _, n in ipairs(ctx.node_table) do ctx.nodes[n[1]] = n end
+    local keep = keep_of(ctx)
+    if not keep.node_table then
+      local raw = call('HGET', ctx.base .. 'policy:node', '')
+      keep.node_table_raw, keep.node_table, keep.nodes = raw, raw and unpack_msg(raw) or {}, {}
+      for _, n in ipairs(keep.node_table) do keep.nodes[n[1]] = n end
+    end
+    ctx.node_table, ctx.nodes, ctx.node_table_raw = keep.node_table, keep.nodes, keep.node_table_raw
   end
   return ctx.node_table
 end
 
 -- Declare or replace a node. state is a NodeState array of record.py.
 function Policy.put_node(ctx, txn, state)
+  if not ctx.policy_changed then -- what is kept belongs to the state before
+    ctx.policy_changed, ctx.node_table, kept = true, nil, {name = '', channels = {}}
+  end
   local nodes, name = Policy.node_table(ctx), state[1]
   local entry = {name, state[2], state[3]}
   local place
@@ -65,10 +81,15 @@ end
 
 -- The channel, or nil where it has no policy and none is made by itself.
 function Policy.channel(ctx, name, auto_create)
+  local keep = keep_of(ctx)
+  local channel = keep.channels[name]
+  if channel then return channel end
   local raw = call('HGET', ctx.base .. 'policy:channel', name)
   if not raw and not auto_create then return nil end
   local blocked = call('HGET', ctx.base .. 'policy:stop', name) and true or false
-  return from_state(ctx, raw and unpack_msg(raw) or {name, true, {}, 0, -1, 0}, blocked)
+  channel = from_state(ctx, raw and unpack_msg(raw) or {name, true, {}, 0, -1, 0}, blocked)
+  if raw then keep.channels[name] = channel end
+  return channel
 end
 
 -- Every online node by name, no buffer: where an order is sourced that no channel claims.

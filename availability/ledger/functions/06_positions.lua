@@ -67,7 +67,7 @@ function Positions.list(ctx, txn, s)
   if not s.listed then
     s.listed = true
     txn:hash(s.key, 'i', '1', false)
-    txn:add({'RPUSH', ctx.base .. 'skus', s.sku}, {{'RPOP', ctx.base .. 'skus', '1'}})
+    txn:add({'RPUSH', ctx.base .. 'skus', s.sku})
   end
 end
 
@@ -115,8 +115,7 @@ function Positions.reasons(ctx, s, node)
 end
 
 function Positions.flush_reasons(ctx, txn)
-  for _, sku in ipairs(sorted_keys(ctx.skus)) do
-    local s = ctx.skus[sku]
+  for _, s in pairs(ctx.skus) do
     if s.reasons then
       for node, r in pairs(s.reasons) do
         if r.dirty then

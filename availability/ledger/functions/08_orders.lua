@@ -281,9 +281,8 @@ function Orders.remember_reservation(o, id)
 end
 
 function Orders.flush(ctx, txn)
-  for _, name in ipairs(sorted_keys(ctx.orders)) do
-    local o = ctx.orders[name]
-    for _, sku in ipairs(sorted_keys(o.touched)) do
+  for _, o in pairs(ctx.orders) do
+    for sku in pairs(o.touched) do
       local f = o.skus[sku]
       local raw = pack(f.facts)
       txn:hash(o.key, 's' .. sku, raw, f.raw)
@@ -299,9 +298,7 @@ function Orders.flush(ctx, txn)
       local raw = pack(o.meta)
       txn:hash(o.key, 'm', raw, o.raw)
       local zset = ctx.base .. 'ord_last'
-      txn:add({'ZADD', zset, int(ctx.clock), o.name}, {
-        o.last_fact_before and {'ZADD', zset, int(o.last_fact_before), o.name} or {'ZREM', zset, o.name},
-      })
+      txn:add({'ZADD', zset, int(ctx.clock), o.name}, o.last_fact_before)
       o.raw, o.last_fact_before = raw, ctx.clock
     end
   end

@@ -16,15 +16,22 @@ function Holds.load(ctx, id)
   return unpack_msg(raw), raw
 end
 
-function Holds.store(ctx, txn, id, hold, old_raw)
-  local key = ctx.base .. 'res:' .. id
-  txn:add({'SET', key, pack(hold)}, {old_raw and {'SET', key, old_raw} or {'DEL', key}})
+-- Store a hold. `lines` is packed, where the caller has it so.
+function Holds.store(ctx, txn, id, hold, old_raw, lines)
+  local raw = array(11) .. pack(unpack(hold, 1, 7)) .. (lines or pack(hold[H_LINES])) .. pack(hold[9], hold[10], hold[11])
+  txn:add({'SET', ctx.base .. 'res:' .. id, raw}, old_raw)
 end
 
--- What a caller sees of it, with the two clocks that turn its deadline into a time.
-function Holds.view(ctx, id, hold)
-  return {id, hold[STATE], hold[H_CHANNEL], hold[ORDER_SOURCE], hold[ORDER_REF], hold[CREATED_WALL],
-    ctx.now + hold[DUE_MS] - ctx.clock, hold[VERSION], hold[H_LINES]}
+-- What a caller sees of it (packed), with the two clocks that turn its deadline into a time.
+function Holds.view(ctx, id, hold, lines)
+  return array(9) .. pack(id, hold[STATE], hold[H_CHANNEL], hold[ORDER_SOURCE], hold[ORDER_REF], hold[CREATED_WALL],
+    ctx.now + hold[DUE_MS] - ctx.clock, hold[VERSION]) .. (lines or pack(hold[H_LINES]))
+end
+
+-- Give a hold its deadline.
+function Holds.set_due(ctx, txn, id, due_ms, old_ms)
+  txn:add({'ZADD', ctx.base .. 'due', int(due_ms), id}, old_ms)
+  if ctx.due == 0 or due_ms < ctx.due then ctx.due = due_ms end
 end
 
 local function strip(sources)
@@ -61,13 +68,12 @@ end
 
 -- Take an active hold's deadline away and put it among the ended ones.
 function Holds.finish(ctx, txn, id, hold, state)
-  txn:add({'ZREM', ctx.base .. 'due', id}, {{'ZADD', ctx.base .. 'due', int(hold[DUE_MS]), id}})
+  txn:add({'ZREM', ctx.base .. 'due', id}, hold[DUE_MS])
   Holds.archive(ctx, txn, id, hold, state)
 end
 
 function Holds.archive(ctx, txn, id, hold, state)
-  local ended = ctx.base .. 'ended:' .. state
-  txn:add({'ZADD', ended, int(ctx.clock), id}, {{'ZREM', ended, id}})
+  txn:add({'ZADD', ctx.base .. 'ended:' .. state, int(ctx.clock), id})
   hold[STATE], hold[END_MS] = state, ctx.clock
 end
 
@@ -87,7 +93,9 @@ end
 -- End due holds, at most `limit`, each as its own version. `except`: a hold whose commit or extend arrived before
 -- this event wins. Returns how many ended.
 function Holds.expire(ctx, limit, except)
-  local due = call('ZRANGE', ctx.base .. 'due', '-inf', int(ctx.clock), 'BYSCORE', 'LIMIT', '0', tostring(limit))
+  if ctx.due == 0 or ctx.clock < ctx.due then return 0 end
+  local due_key = ctx.base .. 'due'
+  local due = call('ZRANGE', due_key, '-inf', int(ctx.clock), 'BYSCORE', 'LIMIT', '0', tostring(limit))
   local ended = 0
   for _, id in ipairs(due) do
     if id ~= except then
@@ -96,9 +104,13 @@ function Holds.expire(ctx, limit, except)
       local txn = Txn.new()
       local lines = Holds.end_all(ctx, txn, id, hold, raw, EXPIRED)
       Orders.flush(ctx, txn)
-      Log.emit(ctx, txn, KIND_EXPIRED, {}, Positions.flush(ctx, txn), {id, lines})
+      Log.emit(ctx, txn, KIND_EXPIRED, {}, Positions.flush(ctx, txn), array(2) .. pack(id, lines))
       ended = ended + 1
     end
+  end
+  if #due < limit then
+    local first = call('ZRANGE', due_key, '0', '0', 'WITHSCORES')
+    ctx.due = first[2] and tonumber(first[2]) or 0 -- written with whatever this call writes
   end
   return ended
 end

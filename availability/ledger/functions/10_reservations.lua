@@ -5,8 +5,9 @@ local KIND_RESERVED, KIND_EXTENDED, KIND_COMMITTED, KIND_RELEASED = 1, 2, 3, 4
 local DUE_PER_CALL = 4
 
 -- reply = {status, version, replayed, reservation | false, shortages, order_cancelled}
-local function answer(ctx, status, version, replayed, id, hold, shortages, cancelled)
-  return pack({status, version, replayed, hold and Holds.view(ctx, id, hold) or false, shortages or {}, cancelled or false})
+local function answer(ctx, status, version, replayed, id, hold, shortages, cancelled, lines)
+  return array(6) .. pack(status, version, replayed) .. (hold and Holds.view(ctx, id, hold, lines) or pack(false))
+    .. pack(shortages or {}, cancelled or false)
 end
 
 -- The first outcome again, with the reservation as it is now.
@@ -88,12 +89,13 @@ function Reservations.reserve(keys, args)
   end
   if order then Orders.remember_reservation(order, id) end
   Orders.flush(ctx, txn)
-  Holds.store(ctx, txn, id, hold, nil)
-  txn:add({'ZADD', ctx.base .. 'due', int(hold[DUE_MS]), id}, {{'ZREM', ctx.base .. 'due', id}})
+  local lines = pack(granted)
+  Holds.store(ctx, txn, id, hold, nil, lines)
+  Holds.set_due(ctx, txn, id, hold[DUE_MS])
   Requests.remember(ctx, txn, req, status, version, id, #shortages > 0 and shortages or nil)
   Log.emit(ctx, txn, KIND_RESERVED, Requests.head(req), Positions.flush(ctx, txn),
-    {id, cmd[3], cmd[6], cmd[7], hold[DUE_MS], granted})
-  return answer(ctx, status, version, false, id, hold, shortages)
+    array(6) .. pack(id, cmd[3], cmd[6], cmd[7], hold[DUE_MS]) .. lines)
+  return answer(ctx, status, version, false, id, hold, shortages, false, lines)
 end
 
 local function not_active(hold)
@@ -113,9 +115,9 @@ function Reservations.extend(keys, args)
   local due_before = hold[DUE_MS]
   hold[DUE_MS], hold[VERSION] = ctx.clock + cmd[3], version
   Holds.store(ctx, txn, id, hold, raw)
-  txn:add({'ZADD', ctx.base .. 'due', int(hold[DUE_MS]), id}, {{'ZADD', ctx.base .. 'due', int(due_before), id}})
+  Holds.set_due(ctx, txn, id, hold[DUE_MS], due_before)
   Requests.remember(ctx, txn, req, 'EXTENDED', version, id)
-  Log.emit(ctx, txn, KIND_EXTENDED, Requests.head(req), {}, {id, hold[DUE_MS]})
+  Log.emit(ctx, txn, KIND_EXTENDED, Requests.head(req), {}, array(2) .. pack(id, hold[DUE_MS]))
   return answer(ctx, 'EXTENDED', version, false, id, hold)
 end
 
@@ -190,7 +192,7 @@ function Reservations.commit(keys, args)
   end
   Orders.remember_reservation(order, id)
   if state == EXPIRED then
-    txn:add({'ZREM', ctx.base .. 'ended:' .. EXPIRED, id}, {{'ZADD', ctx.base .. 'ended:' .. EXPIRED, int(hold[END_MS]), id}})
+    txn:add({'ZREM', ctx.base .. 'ended:' .. EXPIRED, id}, hold[END_MS])
     Holds.archive(ctx, txn, id, hold, COMMITTED_STATE)
   else
     Holds.finish(ctx, txn, id, hold, COMMITTED_STATE)
@@ -200,7 +202,7 @@ function Reservations.commit(keys, args)
   Holds.store(ctx, txn, id, hold, raw)
   Requests.remember(ctx, txn, req, 'COMMITTED', version, id, cancelled or nil)
   Log.emit(ctx, txn, KIND_COMMITTED, Requests.head(req), Positions.flush(ctx, txn),
-    {id, hold[H_CHANNEL], source, ref, lines, state == EXPIRED})
+    pack({id, hold[H_CHANNEL], source, ref, lines, state == EXPIRED}))
   return answer(ctx, 'COMMITTED', version, false, id, hold, nil, cancelled)
 end
 
@@ -264,6 +266,6 @@ function Reservations.release(keys, args)
   end
   Orders.flush(ctx, txn)
   Requests.remember(ctx, txn, req, 'RELEASED', version, id)
-  Log.emit(ctx, txn, KIND_RELEASED, Requests.head(req), Positions.flush(ctx, txn), body)
+  Log.emit(ctx, txn, KIND_RELEASED, Requests.head(req), Positions.flush(ctx, txn), pack(body))
   return answer(ctx, 'RELEASED', version, false, id, hold)
 end

@@ -37,7 +37,8 @@ local function flush_streams(ctx, txn, source)
     if st.dirty then
       any = true
       txn:hash(ctx.base .. 'src:' .. source, name, pack(st.row), st.raw)
-      local slots = sorted_keys(st.seen)
+      local slots = {}
+      for slot in pairs(st.seen) do slots[#slots + 1] = slot end
       if #slots > 0 then
         local before_values = call('HMGET', st.key, unpack(slots))
         for i, slot in ipairs(slots) do txn:hash(st.key, slot, st.seen[slot], before_values[i]) end
@@ -98,7 +99,6 @@ local function flush_events(ctx, txn)
   for field, entry in pairs(ctx.events or {}) do
     local key = event_key(ctx, generation, entry[1])
     txn:hash(key, field, entry[2], false)
-    txn:add({'EXPIRE', key, 60 * 86400, 'NX'})
   end
 end
 
@@ -298,7 +298,8 @@ function Deltas.apply(keys, args)
   end
   local marks = {}
   for _, name in ipairs(sorted_keys(ctx.streams or {})) do marks[#marks + 1] = {name, ctx.streams[name].row[1]} end
-  Log.emit(ctx, txn, KIND_DELTAS, {}, positions, {source, causes, marks, declared, ctx.released, ctx.oversold})
+  Log.emit(ctx, txn, KIND_DELTAS, {}, positions,
+    array(6) .. pack(source, causes, marks, declared, ctx.released, ctx.oversold))
   return pack({'OK', Log.version(ctx), results, details})
 end
 
@@ -327,6 +328,6 @@ function Deltas.stream(keys, args)
   local txn, version = Txn.new(), Log.next_version(ctx)
   txn:hash(key, cmd[3], pack(row), raw)
   Requests.remember(ctx, txn, req, 'OK', version)
-  Log.emit(ctx, txn, KIND_STREAM, Requests.head(req), {}, {cmd[2], cmd[3], cmd[4], row[1], cmd[6]})
+  Log.emit(ctx, txn, KIND_STREAM, Requests.head(req), {}, pack({cmd[2], cmd[3], cmd[4], row[1], cmd[6]}))
   return pack({'OK', version, false, row, ctx.clock})
 end

@@ -115,8 +115,9 @@ function Policies.set(keys, args)
     Log.quiet(ctx, txn)
     return pack({refused, Log.version(ctx), false, name, false})
   end
+  ctx.policy_changed = true
   Policy.flush_nodes(ctx, txn)
   Requests.remember(ctx, txn, req, 'OK', version)
-  Log.emit(ctx, txn, KIND_POLICY, Requests.head(req), Positions.flush(ctx, txn), body)
+  Log.emit(ctx, txn, KIND_POLICY, Requests.head(req), Positions.flush(ctx, txn), pack(body))
   return pack({'OK', version, false, '', cmd[2] == 'channel' and body[3][1] or false})
 end

@@ -2,6 +2,7 @@
 
 local Upkeep = {}
 local KIND_EPOCH = 8
+local BUCKETS, BUCKETS_PER_SWEEP = 65536, 500
 local FORGET_PER_CALL = 100
 
 -- A new ledger, unless there is one. cmd = {ledger_id, schema}; reply = {status, ledger_id, schema}
@@ -10,10 +11,10 @@ function Upkeep.create(keys, args)
   local m = call('HMGET', keys[1], 'ledger_id', 'schema')
   if m[1] then return pack({'EXISTS', m[1], tonumber(m[2])}) end
   local t = call('TIME')
-  local now = int(tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000))
+  local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
+  local head = head_of({epoch = 1, seq = 0, clock = now, now = now, due = 0, full = false, chain = '', policy = ''})
   local txn = Txn.new()
-  txn:add({'HSET', keys[1], 'ledger_id', cmd[1], 'schema', tostring(cmd[2]), 'epoch', '1', 'seq', '0', 'chain', '',
-    'clock', now, 'redis', now, 'replid', replication_id()}, {{'DEL', keys[1]}})
+  txn:add({'HSET', keys[1], 'ledger_id', cmd[1], 'schema', tostring(cmd[2]), 'replid', replication_id(), 'head', head})
   txn:commit()
   return pack({'CREATED', cmd[1], cmd[2]})
 end
@@ -22,26 +23,17 @@ end
 -- caller finds it done. cmd = {ledger_id}; reply = {status, epoch, old_epoch, last_seq, last_chain}
 function Upkeep.handshake(keys, args)
   local cmd = unpack_msg(args[2])
-  local m = call('HMGET', keys[1], 'ledger_id', 'epoch', 'seq', 'chain', 'replid')
-  if not m[1] then return pack({'NOT_READY', 0, 0, 0, ''}) end
+  local m = call('HMGET', keys[1], 'ledger_id', 'head', 'replid')
+  if not m[2] then return pack({'NOT_READY', 0, 0, 0, ''}) end
   if m[1] ~= cmd[1] then return pack({'OTHER_LEDGER', 0, 0, 0, m[1]}) end
-  local replid = replication_id()
-  if m[5] == replid then return pack({'OK', tonumber(m[2]), 0, 0, ''}) end
-  local old_epoch, last_seq, last_chain = tonumber(m[2]), tonumber(m[3]), m[4]
+  local replid, ctx = replication_id(), context(keys[1], m[2])
+  if m[3] == replid then return pack({'OK', ctx.epoch, 0, 0, ''}) end
+  local old_epoch, last_seq, last_chain = ctx.epoch, ctx.seq, ctx.chain
+  ctx.epoch, ctx.seq = old_epoch + 1, 0
   local txn = Txn.new()
-  -- The context of the new epoch, as Log.open would give it after this.
-  local rest = call('HMGET', keys[1], 'clock', 'redis')
-  local t = call('TIME')
-  local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
-  local ctx = {
-    base = sub(keys[1], 1, -5), meta = keys[1], epoch = old_epoch + 1, seq = 0, seq_text = m[3], chain = last_chain,
-    clock_before = rest[1], redis_before = rest[2], now = now,
-    clock = tonumber(rest[1]) + max(0, min(2000, now - tonumber(rest[2]))),
-  }
-  txn:hash(keys[1], 'epoch', int(old_epoch + 1), m[2])
-  txn:hash(keys[1], 'replid', replid, m[5])
-  Log.emit(ctx, txn, KIND_EPOCH, {}, {}, {old_epoch, last_seq, last_chain})
-  return pack({'OK', old_epoch + 1, old_epoch, last_seq, last_chain})
+  txn:hash(keys[1], 'replid', replid, m[3])
+  Log.emit(ctx, txn, KIND_EPOCH, {}, {}, pack({old_epoch, last_seq, last_chain}))
+  return pack({'OK', ctx.epoch, old_epoch, last_seq, last_chain})
 end
 
 local function forget_ended(ctx, txn, retention_ms)
@@ -82,6 +74,25 @@ local function close_orders(ctx, txn, retention_ms, closed_s)
   return #old
 end
 
+-- Delete past generations of request and event ids, some buckets a sweep. meta's field is "<generation>:<bucket>", the
+-- next to delete.
+local function forget_ids(ctx, txn, kind, field, past)
+  local raw = call('HGET', ctx.meta, field)
+  local generation, bucket = match(raw or '', '^(%d+):(%d+)$')
+  generation, bucket = tonumber(generation or past + 1), tonumber(bucket or 0)
+  if raw and generation > past then return end
+  if generation <= past then
+    local keys = {'DEL'}
+    for b = bucket, min(BUCKETS, bucket + BUCKETS_PER_SWEEP) - 1 do
+      keys[#keys + 1] = ctx.base .. kind .. int(generation) .. ':' .. b
+    end
+    txn:add(keys)
+    bucket = bucket + BUCKETS_PER_SWEEP
+    if bucket >= BUCKETS then generation, bucket = generation + 1, 0 end
+  end
+  txn:hash(ctx.meta, field, int(generation) .. ':' .. bucket, raw)
+end
+
 -- Housekeeping that every server calls: advances the clock, ends due holds, forgets what is past its time.
 -- cmd = {due_limit, ended_retention_ms, order_retention_ms, closed_order_s}; reply = {status, version, expired, forgotten, clock}
 function Upkeep.sweep(keys, args)
@@ -91,6 +102,8 @@ function Upkeep.sweep(keys, args)
   local expired = Holds.expire(ctx, cmd[1])
   local txn = Txn.new()
   local forgotten = forget_ended(ctx, txn, cmd[2]) + close_orders(ctx, txn, cmd[3], cmd[4])
+  forget_ids(ctx, txn, 'req:', 'past_requests', floor(ctx.clock / DAY_MS) - 2)
+  forget_ids(ctx, txn, 'evt:', 'past_events', floor(ctx.clock / (15 * DAY_MS)) - 3)
   Log.quiet(ctx, txn)
   return pack({'OK', Log.version(ctx), expired, forgotten, ctx.clock})
 end
@@ -144,7 +157,7 @@ function Upkeep.trim(keys, args)
     txn:add({'XTRIM', log, 'MAXLEN', '~', int(kept)})
   end
   local full = held and length >= cap or false
-  txn:hash(ctx.meta, 'full', full and '1' or false, ctx.full and '1' or false)
+  ctx.full = full
   Log.quiet(ctx, txn)
   return pack({'OK', call('XLEN', log), full})
 end
@@ -156,11 +169,11 @@ function Upkeep.canary(keys, args)
   txn:add({'HSET', base .. 'h', 'a', '1'})
   txn:add({'HDEL', base .. 'h', 'a'})
   txn:add({'SET', base .. 's', '1'})
-  txn:add({'EXPIRE', base .. 's', '60', 'NX'})
+  txn:add({'EXPIRE', base .. 's', '60'})
   txn:add({'ZADD', base .. 'z', '1', 'a'})
   txn:add({'ZREM', base .. 'z', 'a'})
   txn:add({'RPUSH', base .. 'l', 'a'})
-  txn:add({'RPOP', base .. 'l', '1'})
+  txn:add({'RPOP', base .. 'l'})
   txn:add({'SADD', base .. 'm', 'a'})
   txn:add({'XADD', base .. 'x', '1-1', 'r', 'a'})
   txn:add({'XTRIM', base .. 'x', 'MAXLEN', '~', '1'})

@@ -2,14 +2,15 @@
 
 local Reads = {}
 
-local function head_of(meta_key)
-  local m = call('HMGET', meta_key, 'ledger_id', 'epoch', 'seq', 'chain', 'clock')
+local function point_of(meta_key)
+  local m = call('HMGET', meta_key, 'ledger_id', 'head')
   if not m[1] then return {'', 0, 0, '', 0} end
-  return {m[1], tonumber(m[2]), tonumber(m[3]), m[4], tonumber(m[5])}
+  local h = unpack_msg(m[2])
+  return {m[1], h[1], h[2], h[7], h[3]}
 end
 
 function Reads.head(keys)
-  return pack(head_of(keys[1]))
+  return pack(point_of(keys[1]))
 end
 
 local function values_of(key)
@@ -23,7 +24,7 @@ end
 -- reply = PolicyState of reader.py
 function Reads.policies(keys)
   local base = sub(keys[1], 1, -5)
-  return pack({head_of(keys[1]), values_of(base .. 'policy:node'), values_of(base .. 'policy:channel'),
+  return pack({point_of(keys[1]), values_of(base .. 'policy:node'), values_of(base .. 'policy:channel'),
     values_of(base .. 'policy:stop')})
 end
 
@@ -51,69 +52,59 @@ function Reads.page(keys, args)
   local skus = call('LRANGE', base .. 'skus', int(index), int(index + count - 1))
   local out = {}
   for i, sku in ipairs(skus) do out[i] = sku_state(base, sku) end
-  return pack({head_of(keys[1]), #skus < count and -1 or index + count, out})
+  return pack({point_of(keys[1]), #skus < count and -1 or index + count, out})
 end
 
 -- ARGV[1] = packed names; reply = Page of reader.py
 function Reads.skus(keys, args)
   local base, out = sub(keys[1], 1, -5), {}
   for i, sku in ipairs(unpack_msg(args[1])) do out[i] = sku_state(base, sku) end
-  return pack({head_of(keys[1]), -1, out})
+  return pack({point_of(keys[1]), -1, out})
 end
 
 local function clocks(keys)
-  local m = call('HMGET', keys[1], 'clock', 'redis')
-  local t = call('TIME')
-  local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
-  return {base = sub(keys[1], 1, -5), now = now,
-    clock = tonumber(m[1] or 0) + max(0, min(2000, now - tonumber(m[2] or now)))}
+  local head = call('HGET', keys[1], 'head')
+  if not head then error({err = 'ERR availability: no ledger here'}) end
+  return context(keys[1], head)
 end
 
 -- ARGV[1] = id; reply = reservation view or false
 function Reads.reservation(keys, args)
   local ctx = clocks(keys)
   local hold = Holds.load(ctx, args[1])
-  return pack({hold and Holds.view(ctx, args[1], hold) or false})
+  return array(1) .. (hold and Holds.view(ctx, args[1], hold) or pack(false))
 end
 
 -- ARGV[1] = packed {state (0: by order), order_source, order_ref, score, id, count}: those after (score, id).
--- reply = {views, scores}
+-- reply = {packed views, scores}; a page may be shorter than count where ids were forgotten meanwhile.
 function Reads.reservations(keys, args)
   local ctx = clocks(keys)
   local q = unpack_msg(args[1])
   local views, scores = {}, {}
+  local function show(id, score)
+    local hold = Holds.load(ctx, id)
+    if hold then
+      views[#views + 1] = unpack_msg(Holds.view(ctx, id, hold))
+      scores[#scores + 1] = score
+    end
+  end
   if q[1] == 0 then
     local raw = call('HGET', ctx.base .. 'ord:' .. pair(q[2], q[3]), 'm')
     local ids = raw and unpack_msg(raw)[3] or {}
-    for i = q[4] + 1, min(#ids, q[4] + q[6]) do
-      local hold = Holds.load(ctx, ids[i])
-      if hold then
-        views[#views + 1] = Holds.view(ctx, ids[i], hold)
-        scores[#scores + 1] = i
-      end
-    end
-    if q[4] + q[6] < #ids and #scores > 0 then scores[#scores + 1] = q[4] + q[6] end
+    for i = q[4] + 1, min(#ids, q[4] + q[6]) do show(ids[i], i) end
     return pack({views, scores})
   end
   local key = ctx.base .. (q[1] == 1 and 'due' or 'ended:' .. q[1])
-  local rows = call('ZRANGE', key, int(q[4]), '+inf', 'BYSCORE', 'LIMIT', '0', int(q[6] + 1), 'WITHSCORES')
-  local i, skip = 1, 0
-  -- Equal scores come in byte order of the id: skip those up to the last one given.
-  while i <= #rows and tonumber(rows[i + 1]) == q[4] and q[5] ~= '' and not before(q[5], rows[i]) do
-    i, skip = i + 2, skip + 1
-    if i > #rows and skip > q[6] then
-      rows = call('ZRANGE', key, int(q[4]), '+inf', 'BYSCORE', 'LIMIT', int(skip), int(q[6] + 1), 'WITHSCORES')
-      i, skip = 1, skip
+  -- Equal scores come in byte order of the id: leave out those up to the last one given.
+  local offset = q[5] ~= '' and call('ZCOUNT', key, '-inf', '(' .. int(q[4])) or 0
+  if q[5] ~= '' then
+    local same = call('ZRANGE', key, int(q[4]), int(q[4]), 'BYSCORE')
+    for _, id in ipairs(same) do
+      if not before(q[5], id) then offset = offset + 1 end
     end
   end
-  while i <= #rows and #views < q[6] do
-    local hold = Holds.load(ctx, rows[i])
-    if hold then
-      views[#views + 1] = Holds.view(ctx, rows[i], hold)
-      scores[#scores + 1] = tonumber(rows[i + 1])
-    end
-    i = i + 2
-  end
+  local rows = call('ZRANGE', key, int(offset), int(offset + q[6] - 1), 'WITHSCORES')
+  for i = 1, #rows, 2 do show(rows[i], tonumber(rows[i + 1])) end
   return pack({views, scores})
 end
 
@@ -129,7 +120,7 @@ function Reads.order(keys, args)
       skus[#skus + 1] = {sub(rows[i], 2), unpack_msg(rows[i + 1])}
     end
   end
-  return pack({head_of(keys[1]), meta, skus})
+  return pack({point_of(keys[1]), meta, skus})
 end
 
 local function streams_of(base, source)
@@ -165,5 +156,5 @@ function Reads.behind(keys, args)
   for _, source in ipairs(call('SMEMBERS', base .. 'sources')) do
     for _, row in ipairs(streams_of(base, source)) do streams[#streams + 1] = row end
   end
-  return pack({head_of(keys[1]), ctx.clock, reasons, holds, orders, streams})
+  return pack({point_of(keys[1]), ctx.clock, reasons, holds, orders, streams})
 end
