@@ -1,0 +1,32 @@
+"""Settings and named limits of a replica. Values only: composition roots read them from somewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSettings:
+    """What an operator may change about a replica."""
+
+    auto_create: bool = False
+    """An unknown channel sells from every node with no buffer instead of being UNKNOWN_CHANNEL."""
+    channels_max: int = 1_000
+    """Most channels opened by reading their name; declared channels do not count."""
+    page_skus: int = 1_000
+    """Skus of one bootstrap page."""
+    batch_records: int = 1_000
+    """Most records folded into one recompute."""
+    block_ms: int = 250
+    """How long a read of the log waits, and so the age of an idle replica: far below max_staleness."""
+    verify_skus: int = 64
+    """Skus read back and compared after a bootstrap, and every verify_interval_ms. At most 1,000."""
+    verify_interval_ms: int = 30_000
+    backoff_min_ms: int = 50
+    backoff_max_ms: int = 5_000
+    doubt_window_ms: int = 60_000
+    """A second unreadable record or disagreement within it makes the replica not ready until it is mended."""
+    watch_chunk_skus: int = 1_000
+    """Most skus of one batch handed to a watcher."""
+    chunk_rows: int = 1 << 18
+    """Positions computed at once when everything moves; bounds temporary memory."""

@@ -1,0 +1,387 @@
+"""The replica's memory at one version: positions, policies and every channel's answers, changed batch by
+batch.
+
+``prepare`` works out what a batch of records changes without moving anything that a reader can see;
+``commit`` writes it and is short: the caller holds the readers' lock. One writer. Nothing here talks to the
+ledger (``follow`` does, and checks order and chain before) or waits for anybody (``replica`` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from availability.domain.formula import Ints
+from availability.domain.version import ZERO, Version
+from availability.ledger.reader import PolicyState, SkuState
+from availability.ledger.record import (
+    BODIES,
+    DeltasBody,
+    Entry,
+    Kind,
+    OverrideState,
+    PolicyBody,
+    PositionChange,
+    Record,
+    StopState,
+    decode_body,
+)
+from availability.replica.columns import FIELDS, Column, Plan, Positions, contains
+from availability.replica.compute import packed_answers, shared_terms
+from availability.replica.errors import UnreadableRecord
+from availability.replica.policies import Changes, Channel, Moved, Policies
+from availability.replica.settings import ReplicaSettings
+
+_EPOCHS_MAX = 64
+"""Epochs that a resume version may belong to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """New answers of one channel, of skus that moved only."""
+
+    column: Column
+    skus: Ints
+    packed: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A batch of records, worked out and not visible yet."""
+
+    version: Version
+    chain: str
+    records: int
+    plan: Plan | None
+    policies: Policies
+    updates: Sequence[Update]
+    opened: dict[str, Column]
+    epochs: Sequence[tuple[int, int, int]]
+    """(epoch, seq, how many-th record of the batch) of each epoch's first record."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkuFigures:
+    """What must be equal between memory and ledger for one sku."""
+
+    positions: tuple[tuple[str, int, int, int, int, int], ...]
+    overrides: tuple[tuple[str, int, int, int, tuple[str, ...]], ...]
+    stops: tuple[str, ...]
+
+
+class State:
+    """Everything that is answered from. Sku numbers are never reused, and survive a resync (``names_of``)."""
+
+    def __init__(self, settings: ReplicaSettings, names_of: State | None = None) -> None:
+        self._settings = settings
+        self.numbers: dict[str, int] = dict(names_of.numbers) if names_of else {}
+        self.names: list[str] = list(names_of.names) if names_of else []
+        self.ledger_id = ""
+        self.version = ZERO
+        self.chain = ""
+        self.counter: int = names_of.counter + 1 if names_of else 1
+        """Records applied so far, across resyncs; what watchers compare with."""
+        self.known_since: tuple[int, int, int] | None = None
+        """(epoch, seq, counter) from which on every record was counted one by one."""
+        self.positions = Positions()
+        self.positions.reserve_skus(len(self.names))
+        self.policies = Policies.empty()
+        self.own: dict[str, Column] = {}
+        """Channels with a column of their own. The writer's; readers use ``columns``."""
+        self.shared: Column | None = None
+        """What every channel without a policy shows, under auto_create."""
+        self.columns: dict[str, Column] = {}
+        """Channel → column, those that share one included. Changed under the readers' lock only."""
+        self._epochs: list[tuple[int, int, int]] = []
+
+    # --- Filling, before anybody reads -------------------------------------------------------------------
+
+    def load_policies(self, policies: PolicyState) -> None:
+        """Take the policies that are not kept per sku. Raises ValueError for what cannot be applied."""
+        changes = Changes()
+        changes.add_nodes(policies.nodes)
+        changes.add_channels(policies.channels)
+        changes.add_stops(policies.stops)
+        self.policies, _ = self.policies.changed(changes, self._number)
+
+    def load_skus(self, skus: Sequence[SkuState]) -> None:
+        """Take positions of a page of skus. Raises ValueError or OverflowError for what cannot be applied."""
+        positions = [position for sku in skus for position in sku.positions]
+        if not positions:
+            return
+        self._see_nodes({position.node for position in positions})
+        lengths = [len(sku.positions) for sku in skus]
+        numbers = np.repeat(np.array([self._number(sku.sku) for sku in skus], np.int64), lengths)
+        index = self.policies.nodes.index
+        values = np.empty((len(positions), FIELDS), np.int64)
+        values[:, 0] = [position.on_hand for position in positions]
+        values[:, 1] = [position.quarantined for position in positions]
+        values[:, 2] = [position.reserved for position in positions]
+        values[:, 3] = [position.committed for position in positions]
+        values[:, 4] = [position.safety_stock for position in positions]
+        nodes = np.array([index[position.node] for position in positions], np.int64)
+        self.positions.commit(self.positions.plan(numbers, nodes, values))
+
+    def load_sku_policies(self, overrides: Iterable[OverrideState], stops: Iterable[StopState]) -> None:
+        """Take overrides and stops of single skus, all pages at once."""
+        changes = Changes()
+        changes.add_overrides(overrides)
+        changes.add_stops(stops)
+        if changes:
+            self.policies, _ = self.policies.changed(changes, self._number)
+
+    def materialise(self) -> None:
+        """Compute every channel's answers; from here on ``prepare`` keeps them."""
+        columns = {name: Column(len(self.names)) for name in self.policies.channels if self._has_own(name)}
+        if self._settings.auto_create:
+            self.shared = Column(len(self.names))
+        self.own, self.columns = columns, dict(columns)
+        for update in self._recomputed(Moved(everything=True), self.policies, None):
+            update.column.commit(self.counter, update.skus, update.packed)
+        self.known_since = (self.version.epoch, self.version.seq, self.counter)
+        self._epochs = [self.known_since]
+
+    def continue_from(self, old: State) -> set[str]:
+        """Take over what watchers of the old memory know; return the channels that must start over.
+
+        The old memory is not written any more, and this one not read yet.
+        """
+        self.open_shared(list(old.columns))
+        pairs: dict[int, tuple[Column, Column]] = {}
+        broken = set()
+        for name, column in list(old.columns.items()):
+            new = self.columns.get(name)
+            if new is None or pairs.setdefault(id(new), (new, column))[1] is not column:
+                broken.add(name)
+        for new, column in pairs.values():
+            new.continued(column, self.counter)
+        return broken
+
+    def open_shared(self, channels: Iterable[str]) -> None:
+        """Let channels without a policy answer from the shared column; under auto_create only."""
+        if self.shared is not None:
+            for name in channels:
+                self.columns.setdefault(name, self.shared)
+
+    # --- Changing, record by record ----------------------------------------------------------------------
+
+    def prepare(self, entries: Sequence[Entry]) -> Prepared:
+        """Work out what consecutive, checked records change, folded into one recompute.
+
+        Raises UnreadableRecord for one that cannot be decoded or applied; then nothing has changed.
+        """
+        positions: dict[tuple[str, str], PositionChange] = {}
+        changes = Changes()
+        at, epoch = entries[0], self.version.epoch
+        epochs: list[tuple[int, int, int]] = []
+        try:
+            for number, at in enumerate(entries, start=1):
+                if at.version.epoch != epoch:
+                    epoch = at.version.epoch
+                    epochs.append((epoch, at.version.seq, number))
+                record = at.record()
+                for position in record.positions:
+                    positions[position.sku, position.node] = position
+                _fold_body(record, changes)
+            index = self.policies.nodes.index
+            changes.seen_nodes.update(node for _, node in positions if node not in index)
+            policies, moved = self.policies, Moved()
+            if changes:
+                policies, moved = policies.changed(changes, self._number)
+            plan = self._planned(positions, policies, moved) if positions or moved.skus else None
+        except (msgspec.DecodeError, ValueError, OverflowError, KeyError) as error:
+            raise UnreadableRecord(at.version, f"{type(error).__name__}: {error}") from error
+        opened = self._opened(policies, moved)
+        return Prepared(
+            version=entries[-1].version,
+            chain=entries[-1].chain,
+            records=len(entries),
+            plan=plan,
+            policies=policies,
+            updates=self._recomputed(moved, policies, plan, opened),
+            opened=opened,
+            epochs=epochs,
+        )
+
+    def commit(self, prepared: Prepared) -> None:
+        """Make a prepared batch visible. The caller holds the readers' lock."""
+        self._epochs += [(epoch, seq, self.counter + number) for epoch, seq, number in prepared.epochs]
+        del self._epochs[:-_EPOCHS_MAX]
+        self.counter += prepared.records
+        if prepared.plan is not None:
+            self.positions.commit(prepared.plan)
+        self.policies = prepared.policies
+        self.own.update(prepared.opened)
+        self.columns.update(prepared.opened)
+        for update in prepared.updates:
+            update.column.commit(self.counter, update.skus, update.packed)
+        self.version, self.chain = prepared.version, prepared.chain
+
+    def counter_at(self, version: Version) -> int | None:
+        """Return the counter of a version, or None for one that this memory cannot place."""
+        if version > self.version:
+            return None
+        for epoch, seq, counter in reversed(self._epochs):
+            if epoch == version.epoch and seq <= version.seq:
+                found = counter + version.seq - seq
+                return found if found <= self.counter else None
+        return None
+
+    def figures(self, sku: str) -> SkuFigures:
+        """Return a sku's figures in memory, to be compared with the ledger's."""
+        number = self.numbers.get(sku)
+        if number is None:
+            return SkuFigures((), (), ())
+        rows = self.positions.rows(np.array([number]))
+        names = self.policies.nodes.names
+        channels = self.policies.channels.items()
+        own = [
+            channel.overrides.by_sku[number] for _, channel in channels if number in channel.overrides.by_sku
+        ]
+        stops = [name for name, channel in channels if number in channel.stops.by_sku]
+        stops += [""] if number in self.policies.stops.by_sku else []
+        pairs = zip(rows.nodes.tolist(), rows.values.tolist(), strict=True)
+        return SkuFigures(
+            tuple(sorted((names[node], *values) for node, values in pairs)),
+            tuple(sorted(_override_figures(override) for override in own)),
+            tuple(sorted(stops)),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        columns = [*self.own.values(), *([self.shared] if self.shared else [])]
+        return self.positions.nbytes + sum(column.nbytes for column in columns)
+
+    # --- Inside ------------------------------------------------------------------------------------------
+
+    def _number(self, sku: str) -> int:
+        """Number a sku. Room first, name last: a reader may look it up at once and finds an unknown sku."""
+        number = self.numbers.get(sku)
+        if number is None:
+            number = len(self.names)
+            self.positions.reserve_skus(number + 1)
+            for column in self.own.values():
+                column.reserve(number + 1)
+            if self.shared is not None:
+                self.shared.reserve(number + 1)
+            self.names.append(sku)
+            self.numbers[sku] = number
+        return number
+
+    def _see_nodes(self, nodes: set[str]) -> None:
+        new = nodes.difference(self.policies.nodes.index)
+        if new:
+            self.policies, _ = self.policies.changed(Changes(seen_nodes=new), self._number)
+
+    def _has_own(self, name: str) -> bool:
+        return self._settings.auto_create or self.policies.channels[name].declared
+
+    def _opened(self, policies: Policies, moved: Moved) -> dict[str, Column]:
+        """Make columns for channels that got a policy of their own; all their skus may move."""
+        opened: dict[str, Column] = {}
+        if self.known_since is None or policies is self.policies:  # nobody reads yet: materialise comes later
+            return opened
+        for name, channel in policies.channels.items():
+            if name not in self.own and (channel.declared or self._settings.auto_create):
+                before = self.columns.get(name)
+                opened[name] = before.copied() if before else Column(len(self.names))
+                moved.channels.add(name)
+        return opened
+
+    def _planned(
+        self, positions: dict[tuple[str, str], PositionChange], policies: Policies, moved: Moved
+    ) -> Plan | None:
+        moved.skus.update(self._number(sku) for sku, _ in positions)
+        if not positions:
+            return None
+        index = policies.nodes.index
+        latest = positions.values()
+        return self.positions.plan(
+            np.array([self.numbers[sku] for sku, _ in positions], np.int64),
+            np.array([index[node] for _, node in positions], np.int64),
+            np.array(
+                [(p.on_hand, p.quarantined, p.reserved, p.committed, p.safety_stock) for p in latest],
+                np.int64,
+            ),
+        )
+
+    def _recomputed(
+        self, moved: Moved, policies: Policies, plan: Plan | None, opened: dict[str, Column] | None = None
+    ) -> list[Update]:
+        """Compute the answers of all that may have moved: the touched skus everywhere, and whole channels."""
+        columns = [
+            (policies.channel(name), column) for name, column in {**self.own, **(opened or {})}.items()
+        ]
+        if self.shared is not None:
+            columns.append((policies.default, self.shared))
+        if not columns:
+            return []
+        updates: list[Update] = []
+        touched = np.sort(np.fromiter(moved.skus, np.int64, len(moved.skus)))
+        whole = [pair for pair in columns if moved.everything or pair[0].state.channel in moved.channels]
+        if whole:
+            for skus in self.positions.chunks(len(self.names), self._settings.chunk_rows):
+                # Of touched skus the rows here are those of before: they come below.
+                rest = skus[~contains(touched, skus)] if touched.size else skus
+                updates += self._answers(rest, policies, whole, None)
+        if touched.size:
+            updates += self._answers(touched, policies, columns, plan)
+        return updates
+
+    def _answers(
+        self, skus: Ints, policies: Policies, columns: list[tuple[Channel, Column]], plan: Plan | None
+    ) -> list[Update]:
+        updates = []
+        for rows in (
+            [self.positions.rows(skus)]
+            if plan is None
+            else [plan.rows, self.positions.rows(skus[~contains(plan.rows.skus, skus)])]
+        ):
+            if not rows.skus.size:
+                continue
+            terms = shared_terms(rows, policies)
+            for channel, column in columns:
+                packed = packed_answers(terms, channel)
+                differs = packed != column.packed[rows.skus]
+                if differs.any():
+                    updates.append(Update(column=column, skus=rows.skus[differs], packed=packed[differs]))
+        return updates
+
+
+def _fold_body(record: Record, changes: Changes) -> None:
+    """Fold what a record says besides its positions; holds and orders are not the replica's business."""
+    if record.kind not in BODIES:
+        raise ValueError(f"a record of kind {record.kind}, which this version does not know")
+    if record.kind == Kind.POLICY:
+        body: PolicyBody = decode_body(record)
+        changes.add(body)
+    elif record.kind == Kind.DELTAS:
+        deltas: DeltasBody = decode_body(record)
+        changes.add_nodes(deltas.declared)
+
+
+def sku_figures(sku: SkuState) -> SkuFigures:
+    """Return the ledger's figures of a sku, in the form of State.figures."""
+    return SkuFigures(
+        tuple(
+            sorted(
+                (p.node, p.on_hand, p.quarantined, p.reserved, p.committed, p.safety_stock)
+                for p in sku.positions
+            )
+        ),
+        tuple(sorted(_override_figures(override) for override in sku.overrides)),
+        tuple(sorted(stop.channel for stop in sku.stops if stop.blocked)),
+    )
+
+
+def _override_figures(override: OverrideState) -> tuple[str, int, int, int, tuple[str, ...]]:
+    return (
+        override.channel,
+        override.buffer_units,
+        override.buffer_percent,
+        override.oversell_limit,
+        tuple(sorted(override.excluded_nodes)),
+    )
