@@ -186,10 +186,10 @@ class AdmissionSettings(_Section):
     """From where on calls are refused as OVERLOADED: reads first, then reserves. 0 switches a limit off."""
 
     reads_queue_wait_ms: int = Field(
-        100, ge=0, le=60_000, description="Reads that waited longer for a thread are refused."
+        250, ge=0, le=60_000, description="Reads that waited longer for a thread are refused."
     )
     reserves_queue_wait_ms: int = Field(
-        400, ge=0, le=60_000, description="Reserves that waited longer for a thread are refused."
+        1_000, ge=0, le=60_000, description="Reserves that waited longer for a thread are refused."
     )
     reads_commit_queue_max: int = Field(
         0,
@@ -311,7 +311,6 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
-        nested_model_default_partial_update=True,
     )
 
     listen: str = Field(
@@ -323,19 +322,19 @@ class Settings(BaseSettings):
         False, description="Channels without a policy sell from every node; deltas declare nodes."
     )
     reflection: bool = Field(False, description="Serve gRPC reflection, to callers with any valid token.")
-    redis: RedisSettings = RedisSettings()
-    tls: TlsSettings = TlsSettings()
-    auth: AuthSettings = AuthSettings()
-    limits: LimitSettings = LimitSettings()
-    reads: ReadSettings = ReadSettings()
-    admission: AdmissionSettings = AdmissionSettings()
-    sweep: SweepSettings = SweepSettings()
-    log: LogSettings = LogSettings()
-    commit_queue: CommitQueueSettings = CommitQueueSettings()
-    retention: RetentionSettings = RetentionSettings()
-    drain: DrainSettings = DrainSettings()
-    metrics: MetricsSettings = MetricsSettings()
-    logging: LoggingSettings = LoggingSettings()
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    tls: TlsSettings = Field(default_factory=TlsSettings)
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    reads: ReadSettings = Field(default_factory=ReadSettings)
+    admission: AdmissionSettings = Field(default_factory=AdmissionSettings)
+    sweep: SweepSettings = Field(default_factory=SweepSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    commit_queue: CommitQueueSettings = Field(default_factory=CommitQueueSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    drain: DrainSettings = Field(default_factory=DrainSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    logging: LoggingSettings = Field(default_factory=LoggingSettings)
 
     @classmethod
     def settings_customise_sources(

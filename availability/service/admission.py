@@ -29,8 +29,8 @@ class CallClass(Enum):
 class AdmissionLimits:
     """From where on a class is refused. Reads may not outlast reserves; 0 switches a limit off."""
 
-    reads_queue_wait_ms: int = 100
-    reserves_queue_wait_ms: int = 400
+    reads_queue_wait_ms: int = 250
+    reserves_queue_wait_ms: int = 1_000
     reads_commit_queue_max: int = 0
     reserves_commit_queue_max: int = 2_000
     reads_blocked_max: int = 32

@@ -149,7 +149,7 @@ class TokenStore:
         # comparison in constant time keeps that true whatever becomes of the lookup.
         if found is None or not hmac.compare_digest(found.digest, digest):
             raise ServiceError(Reason.UNAUTHENTICATED, "the token is not known")
-        if self._wall_clock() >= found.ends_at:
+        if found.ends_at is not None and self._wall_clock() >= found.ends_at:
             raise ServiceError(Reason.UNAUTHENTICATED, "the token has ended")
         return found.principal
 
@@ -180,7 +180,7 @@ class _Known:
 
     def __init__(self, token: Token) -> None:
         self.digest = token.digest
-        self.ends_at = token.not_after.timestamp() if token.not_after else float("inf")
+        self.ends_at = token.not_after.timestamp() if token.not_after else None
         self.principal = token.principal()
 
 

@@ -44,6 +44,7 @@ class Health:
         # stops every change of status.
         self.servicer = health.HealthServicer(experimental_non_blocking=False)
         self._told: dict[str, bool] = {}
+        self._failing: set[str] = set()  # checks that raised last time: logged once, not four times a second
         self._ended = threading.Event()
         for service in (OVERALL, *self._checks):
             self._tell(service, False)
@@ -77,8 +78,11 @@ class Health:
 
     def _ask(self, service: str, check: Callable[[], bool]) -> bool:
         try:
-            return bool(check())
+            answer = bool(check())
         except Exception:
-            if self._told.get(service, True):
+            if service not in self._failing:
                 _LOG.exception("health_check_failed", service=service)
+            self._failing.add(service)
             return False
+        self._failing.discard(service)
+        return answer

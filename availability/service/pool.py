@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -90,23 +91,24 @@ class LendingPool(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks, finish (or cancel) those queued, end the threads. Stop the server first."""
+        if cancel_futures:
+            self._closed = True
+            self._cancel_queued()  # not under the lock: it runs callbacks of others
         with self._lock:
-            if not self._closed:
+            if not self._closing.is_set():
                 self._closed = True
-                if cancel_futures:
-                    self._cancel_queued()
                 for worker in self._parked:
                     worker.wake.release()
                 self._active += len(self._parked)
                 self._parked.clear()
-                for _ in self._workers:
-                    self._queue.put(None)
+                self._queue.put(None)  # each thread that finds it hands it on and ends
                 self._closing.set()
-            workers = list(self._workers)
-        if wait:
-            for worker in workers:
-                if worker.thread is not threading.current_thread():
-                    worker.thread.join()
+        while wait:
+            with self._lock:
+                alive = [w.thread for w in self._workers if w.thread is not threading.current_thread()]
+            if not alive:
+                return
+            alive[0].join()
 
     # --- For handlers ---------------------------------------------------------------------------------------
 
@@ -150,7 +152,7 @@ class LendingPool(Executor):
             if not worker.lent:
                 worker.lent = True
                 self._active -= 1
-            if self._active < self.running and not self._queue.empty() and not self._closed:
+            if self._active < self.running and not self._queue.empty():
                 self._add_active()
 
     def _leave_blocking(self, worker: _Worker) -> None:
@@ -192,6 +194,9 @@ class LendingPool(Executor):
         while True:
             task = get()
             if task is None:
+                with self._lock:
+                    self._workers.remove(worker)
+                self._queue.put(None)
                 return
             now = worker.since = clock()
             worker.queue_wait_s = now - task.queued_at
@@ -232,10 +237,11 @@ class LendingPool(Executor):
         return len(stalled)
 
     def _cancel_queued(self) -> None:
-        while not self._queue.empty():
-            task = self._queue.get()
-            if task is not None:
-                task.cancel()
+        with suppress(Empty):
+            while True:
+                task = self._queue.get_nowait()
+                if task is not None:
+                    task.cancel()
 
 
 class Blocking:

@@ -1,0 +1,176 @@
+"""Deltas as the ledger takes them: shape judged, content fingerprinted, packed.
+
+A delta whose shape is wrong still goes to the ledger, with its reason: its number is consumed there.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from availability.domain.limits import BALANCE_ABS_MAX, ID_BYTES_MAX, QUANTITY_MAX, REFERENCE_BYTES_MAX
+from availability.domain.text import text_problem
+from availability.ledger.ledger import bucket, fingerprint
+from availability.v1 import stock_pb2 as pb
+
+_encode = msgspec.msgpack.Encoder().encode
+
+_SIGNED = frozenset({pb.DELTA_TYPE_ADJUSTMENT, pb.DELTA_TYPE_SHIPMENT})
+_ABSOLUTE = frozenset(
+    {pb.DELTA_TYPE_ORDER_PLACED, pb.DELTA_TYPE_ORDER_CHANGED, pb.DELTA_TYPE_ORDER_ALLOCATED}
+)
+_ORDER = _ABSOLUTE | {pb.DELTA_TYPE_ORDER_CANCELLED}
+_STOCK = frozenset(
+    {
+        pb.DELTA_TYPE_RECEIPT,
+        pb.DELTA_TYPE_ADJUSTMENT,
+        pb.DELTA_TYPE_SHIPMENT,
+        pb.DELTA_TYPE_QUARANTINE,
+        pb.DELTA_TYPE_QUARANTINE_RELEASE,
+        pb.DELTA_TYPE_WRITE_OFF,
+        pb.DELTA_TYPE_RETURN_RECEIVED,
+    }
+)
+_REASONED = frozenset({pb.DELTA_TYPE_QUARANTINE, pb.DELTA_TYPE_QUARANTINE_RELEASE, pb.DELTA_TYPE_WRITE_OFF})
+_RELIEF = frozenset({pb.DELTA_TYPE_SHIPMENT}) | _ORDER
+"""Types that must work while Redis is out of memory: facts about orders, and what leaves."""
+
+MESSAGES = {
+    "CONFLICT": "the same event came before with other content",
+    "UNKNOWN_NODE": "the node was never declared",
+    "EVENT_TOO_OLD": "older than event ids are remembered; an operator has to release it",
+    "ORDER_CLOSED": "the order was closed long ago",
+    "BALANCE_OUT_OF_RANGE": f"a balance would pass {BALANCE_ABS_MAX}",
+    "OTHER_SOURCE": "the delta's source is not the request's",
+    "INVALID_SEQUENCE": "source_sequence must be 1 to 2^53 - 1",
+    "ID_REQUIRED": "exactly one of source_sequence and event_id is required",
+    "INVALID_TYPE": "no such type",
+    "UNSUPPORTED_TYPE": "this release does not know the type's rules",
+    "UNSUPPORTED_BASIS": "this release does not know OPEN allocations",
+    "INVALID_QUANTITY": "quantity is outside what its type allows",
+    "INVALID_TEXT": "a text is too long or cannot be printed",
+    "SKU_REQUIRED": "sku is required",
+    "NODE_REQUIRED": "node is required",
+    "ORDER_REQUIRED": "order_ref is required",
+    "REASON_REQUIRED": "reason is required",
+    "STREAM_REQUIRED": "stream is required with source_sequence",
+    "INVALID_STATE": "no such state",
+    "INVALID_TIME": "a time is outside 1970 to 2200",
+}
+_TIME_US_MAX = 7_258_118_400_000_000
+
+
+def pack(delta: pb.Delta, source: str) -> tuple[msgspec.Raw, bool]:
+    """Pack one delta of a request. Second: whether it must be taken when Redis is out of memory."""
+    kind = delta.type
+    occurred_us = _microseconds(delta.occurred_time) if delta.HasField("occurred_time") else 0
+    due_us = _microseconds(delta.due_time) if delta.HasField("due_time") else 0
+    sequence, event_id = delta.source_sequence, delta.event_id
+    content = (
+        delta.stream,
+        sequence,
+        event_id,
+        kind,
+        delta.sku,
+        delta.node,
+        delta.to_node,
+        delta.quantity,
+        delta.state,
+        delta.order_source or source,
+        delta.order_ref,
+        delta.line,
+        delta.allocation_basis,
+        delta.shipped_quantity if delta.HasField("shipped_quantity") else -1,
+        delta.reference,
+        delta.reason,
+        due_us,
+        occurred_us,
+    )
+    problem = _problem(delta, kind, source, occurred_us, due_us)
+    mark = fingerprint(_encode(content))
+    if problem:
+        content = _harmless(delta)
+    rest = ("", "") if problem else (delta.correlation_id, delta.author)
+    packed = _encode((mark, bucket(event_id) if event_id else 0, problem, content + rest))
+    return msgspec.Raw(packed), kind in _RELIEF and not problem
+
+
+def _harmless(delta: pb.Delta) -> tuple[object, ...]:
+    """What is left of a delta that may only consume its number: nothing that was found wrong."""
+    sequence, event_id, stream = delta.source_sequence, delta.event_id, delta.stream
+    if not 0 <= sequence < 2**53 or text_problem(stream, "stream"):
+        sequence, stream = 0, ""
+    if sequence or text_problem(event_id, "event_id", bytes_max=REFERENCE_BYTES_MAX, required=False):
+        event_id = ""
+    return (stream, sequence, event_id, 0, "", "", "", 0, 0, "", "", "", 0, -1, "", "", 0, 0)
+
+
+def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: int) -> str:
+    """Reason why the shape is wrong, or ''."""
+    if delta.source != source:
+        return "OTHER_SOURCE"
+    sequence, event_id = delta.source_sequence, delta.event_id
+    if (sequence != 0) == (event_id != ""):
+        return "ID_REQUIRED"
+    if not 0 <= sequence < 2**53:
+        return "INVALID_SEQUENCE"
+    if kind not in _STOCK and kind not in _ORDER:
+        return "UNSUPPORTED_TYPE" if kind in pb.DeltaType.values() and kind else "INVALID_TYPE"
+    quantity = delta.quantity
+    if kind in _SIGNED:
+        if quantity == 0 or not -QUANTITY_MAX <= quantity <= QUANTITY_MAX:
+            return "INVALID_QUANTITY"
+    elif kind in _ABSOLUTE:
+        if not 0 <= quantity <= QUANTITY_MAX:
+            return "INVALID_QUANTITY"
+    elif kind != pb.DELTA_TYPE_ORDER_CANCELLED and not 1 <= quantity <= QUANTITY_MAX:
+        return "INVALID_QUANTITY"
+    if not delta.sku and kind != pb.DELTA_TYPE_ORDER_CANCELLED:
+        return "SKU_REQUIRED"
+    if kind == pb.DELTA_TYPE_ORDER_CANCELLED and delta.line and not delta.sku:
+        return "SKU_REQUIRED"
+    if not delta.node and (kind in _STOCK or kind == pb.DELTA_TYPE_ORDER_ALLOCATED):
+        return "NODE_REQUIRED"
+    if kind in _ORDER and not delta.order_ref:
+        return "ORDER_REQUIRED"
+    if sequence and not delta.stream:
+        return "STREAM_REQUIRED"
+    if delta.allocation_basis == pb.ALLOCATION_BASIS_OPEN:
+        return "UNSUPPORTED_BASIS"
+    if delta.state not in (0, pb.STOCK_STATE_AVAILABLE, pb.STOCK_STATE_QUARANTINED):
+        return "INVALID_STATE"
+    if not delta.reason and (
+        kind in _REASONED or (kind == pb.DELTA_TYPE_ADJUSTMENT and delta.state == pb.STOCK_STATE_QUARANTINED)
+    ):
+        return "REASON_REQUIRED"
+    if not 0 <= occurred_us <= _TIME_US_MAX or not 0 <= due_us <= _TIME_US_MAX:
+        return "INVALID_TIME"
+    return _text_problem(delta)
+
+
+def _text_problem(delta: pb.Delta) -> str:
+    for value in (
+        delta.sku,
+        delta.node,
+        delta.stream,
+        delta.to_node,
+        delta.order_source,
+        delta.reason,
+        delta.line,
+    ):
+        if value and (
+            len(value) > ID_BYTES_MAX or not value.isprintable() or len(value.encode()) > ID_BYTES_MAX
+        ):
+            return "INVALID_TEXT"
+    for value in (delta.order_ref, delta.event_id, delta.reference, delta.correlation_id, delta.author):
+        if value and (
+            len(value) > REFERENCE_BYTES_MAX
+            or not value.isprintable()
+            or len(value.encode()) > REFERENCE_BYTES_MAX
+        ):
+            return "INVALID_TEXT"
+    return ""
+
+
+def _microseconds(time: Timestamp) -> int:
+    return time.seconds * 1_000_000 + time.nanos // 1000

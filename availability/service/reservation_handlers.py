@@ -1,0 +1,223 @@
+"""Reservations: messages in, one ledger call each, messages out. What is granted is decided in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from availability.domain.errors import invalid
+from availability.domain.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from availability.ledger import calls
+from availability.ledger.ledger import Ledger
+from availability.service.context import CallContext
+from availability.service.ledger_calls import call, ledger_failures, refuse
+from availability.service.requests import (
+    check_id,
+    check_reference,
+    grouped_lines,
+    hold_ms,
+    request_key,
+    timestamp,
+)
+from availability.telemetry import OutcomeMetrics
+from availability.v1 import common_pb2
+from availability.v1 import reservation_pb2 as pb
+
+_OUTCOMES: dict[str, pb.ReservationOutcome] = {
+    "RESERVED": pb.RESERVATION_OUTCOME_RESERVED,
+    "PARTIAL": pb.RESERVATION_OUTCOME_PARTIAL,
+    "INSUFFICIENT_STOCK": pb.RESERVATION_OUTCOME_INSUFFICIENT_STOCK,
+}
+_COMMITTED = pb.RESERVATION_STATE_COMMITTED
+
+
+class ReservationHandlers:
+    """ReservationService. ``new_id`` draws reservation ids."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        new_id: Callable[[], str],
+        lines_max: int,
+        durability: common_pb2.Durability,
+        outcomes: OutcomeMetrics,
+        page_size: int = PAGE_SIZE_DEFAULT,
+        page_size_max: int = PAGE_SIZE_MAX,
+    ) -> None:
+        self._ledger = ledger
+        self._new_id = new_id
+        self._lines_max = lines_max
+        self._durability = durability
+        self._outcomes = outcomes
+        self._page_size = page_size
+        self._page_size_max = page_size_max
+
+    def create_reservation(
+        self, request: pb.CreateReservationRequest, ctx: CallContext
+    ) -> pb.CreateReservationResponse:
+        """Hold all lines or nothing (or what there is, with allow_partial)."""
+        check_id(request.channel, "channel")
+        check_id(request.node, "node", required=False)
+        lines = grouped_lines(request.lines, self._lines_max)
+        source, ref = _order(request.order_source, request.order_ref)
+        command = calls.Reserve(
+            request=request_key(request.request_id, request, ctx),
+            reservation_id=self._new_id(),
+            channel=request.channel,
+            lines=lines,
+            hold_ms=hold_ms(request.hold_duration),
+            order_source=source or (request.channel if ref else ""),
+            order_ref=ref,
+            allow_partial=request.allow_partial,
+            node=request.node,
+            auto_create=self._ledger.settings.auto_create,
+        )
+        reply = call(ctx, lambda: self._ledger.reserve(command, ctx.deadline))
+        outcome = _OUTCOMES.get(reply.status)
+        if outcome is None:
+            raise refuse(reply.status, channel=request.channel, node=request.node)
+        self._outcomes.reservation(reply.status.lower())
+        return pb.CreateReservationResponse(
+            reservation=_reservation(reply.reservation),
+            outcome=outcome,
+            shortages=[
+                pb.Shortage(sku=lines[i][0], requested_quantity=lines[i][1], sellable_quantity=sellable)
+                for i, sellable in reply.shortages
+            ],
+            replayed=reply.replayed,
+            version=reply.version,
+            durability=self._durability,
+        )
+
+    def extend_reservation(
+        self, request: pb.ExtendReservationRequest, ctx: CallContext
+    ) -> pb.ExtendReservationResponse:
+        """Set a new deadline."""
+        check_reference(request.reservation_id, "reservation_id", required=True)
+        command = calls.Extend(
+            request_key(request.request_id, request, ctx),
+            request.reservation_id,
+            hold_ms(request.hold_duration),
+        )
+        reply = call(ctx, lambda: self._ledger.extend(command, ctx.deadline))
+        self._expect("EXTENDED", reply, request.reservation_id)
+        return pb.ExtendReservationResponse(
+            reservation=_reservation(reply.reservation),
+            replayed=reply.replayed,
+            version=reply.version,
+            durability=self._durability,
+        )
+
+    def commit_reservation(
+        self, request: pb.CommitReservationRequest, ctx: CallContext
+    ) -> pb.CommitReservationResponse:
+        """Turn a hold into an order's commitment."""
+        check_reference(request.reservation_id, "reservation_id", required=True)
+        source, ref = _order(request.order_source, request.order_ref)
+        command = calls.Commit(
+            request_key(request.request_id, request, ctx), request.reservation_id, source, ref
+        )
+        reply = call(ctx, lambda: self._ledger.commit(command, ctx.deadline))
+        self._expect("COMMITTED", reply, request.reservation_id)
+        return pb.CommitReservationResponse(
+            reservation=_reservation(reply.reservation),
+            order_cancelled=reply.order_cancelled,
+            replayed=reply.replayed,
+            version=reply.version,
+            durability=self._durability,
+        )
+
+    def release_reservation(
+        self, request: pb.ReleaseReservationRequest, ctx: CallContext
+    ) -> pb.ReleaseReservationResponse:
+        """Give units back."""
+        check_reference(request.reservation_id, "reservation_id", required=True)
+        lines = grouped_lines(request.lines, self._lines_max) if request.lines else []
+        command = calls.Release(request_key(request.request_id, request, ctx), request.reservation_id, lines)
+        reply = call(ctx, lambda: self._ledger.release(command, ctx.deadline))
+        self._expect("RELEASED", reply, request.reservation_id)
+        return pb.ReleaseReservationResponse(
+            reservation=_reservation(reply.reservation),
+            replayed=reply.replayed,
+            version=reply.version,
+            durability=self._durability,
+        )
+
+    def get_reservation(
+        self, request: pb.GetReservationRequest, ctx: CallContext
+    ) -> pb.GetReservationResponse:
+        """Return a reservation as it is now."""
+        check_reference(request.reservation_id, "reservation_id", required=True)
+        view = call(ctx, lambda: self._ledger.reservation(request.reservation_id))
+        if view is None:
+            raise refuse("RESERVATION_NOT_FOUND", reservation_id=request.reservation_id)
+        return pb.GetReservationResponse(reservation=_reservation(view))
+
+    def list_reservations(
+        self, request: pb.ListReservationsRequest, ctx: CallContext
+    ) -> pb.ListReservationsResponse:
+        """Return a page by order or by state."""
+        check_id(request.order_source, "order_source", required=False)
+        check_reference(request.order_ref, "order_ref")
+        by_order = bool(request.order_ref)
+        if by_order == bool(request.state):
+            raise invalid("give either order_ref (with order_source) or state")
+        if by_order and not request.order_source:
+            raise invalid("order_source is required with order_ref", field="order_source")
+        if not by_order and request.state not in pb.ReservationState.values():
+            raise invalid("no such state", field="state")
+        size = request.page_size or self._page_size
+        if not 1 <= size <= self._page_size_max:
+            raise invalid(f"page_size must be 1 to {self._page_size_max}", field="page_size")
+        score, after_id = _page_token(request.page_token)
+        with ctx.blocking(), ledger_failures():
+            views, scores = self._ledger.reservations(
+                state=0 if by_order else request.state,
+                order_source=request.order_source,
+                order_ref=request.order_ref,
+                score=score,
+                after_id=after_id,
+                count=size,
+            )
+        token = f"{scores[-1]}.{views[-1].reservation_id}" if len(views) == size else ""
+        return pb.ListReservationsResponse(reservations=map(_reservation, views), next_page_token=token)
+
+    def _expect(self, status: str, reply: calls.HoldReply, reservation_id: str) -> None:
+        if reply.status != status:
+            raise refuse(reply.status, reservation_id=reservation_id)
+        self._outcomes.reservation(status.lower())
+
+
+def _order(source: str, ref: str) -> tuple[str, str]:
+    check_id(source, "order_source", required=False)
+    check_reference(ref, "order_ref")
+    return source, ref
+
+
+def _page_token(token: str) -> tuple[int, str]:
+    if not token:
+        return 0, ""
+    score, dot, after_id = token.partition(".")
+    if not dot or not score.isascii() or not score.isdecimal() or len(score) > 15:
+        raise invalid("page_token is not one of ours", field="page_token")
+    return int(score), after_id
+
+
+def _reservation(view: calls.HoldView | bool) -> pb.Reservation | None:
+    if isinstance(view, bool):
+        return None
+    return pb.Reservation(
+        reservation_id=view.reservation_id,
+        state=pb.ReservationState.ValueType(view.state),
+        channel=view.channel,
+        order_source=view.order_source,
+        order_ref=view.order_ref,
+        lines=[
+            pb.ReservationLine(sku=line.sku, node=source.node, quantity=source.quantity, kit_sku=line.kit_sku)
+            for line in view.lines
+            for source in line.sources
+        ],
+        create_time=timestamp(view.create_ms),
+        expire_time=timestamp(view.expire_ms),
+        version=view.version,
+    )
