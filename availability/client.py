@@ -181,7 +181,7 @@ class Client:
                 return method(request, timeout=max(left_s, 0.001), metadata=self._metadata)
             except grpc.RpcError as error:
                 attempt += 1
-                failure, wait_s = read_error(error)
+                failure, wait_s = self.read_error(error)
                 if wait_s is None or attempt >= self.retry.attempts_max:
                     raise failure from None
                 wait_s = max(wait_s, self.backoff_s(attempt))
@@ -193,6 +193,27 @@ class Client:
         """Return a jittered wait before the next attempt (full jitter above half of an exponential step)."""
         step = min(self.retry.backoff_max_s, self.retry.backoff_s * 2.0 ** min(attempt - 1, 30))
         return step * (0.5 + self._random.random() / 2)
+
+    def read_error(self, error: grpc.RpcError) -> tuple[ClientError, float | None]:
+        """Return the failure and, where sending again may help, the least wait (s) that the server asks.
+
+        A failure without a reason of the server's own names the target among its facts.
+        """
+        code = error.code().name
+        message = error.details() or "no further word from the server"
+        reason, facts, wait_s = "", dict[str, str](), 0.0
+        status = rpc_status.from_call(error)
+        for detail in status.details if status is not None else ():
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                reason, facts = info.reason, dict(info.metadata)
+            elif detail.Unpack(retry):
+                wait_s = retry.retry_delay.ToTimedelta().total_seconds()
+        failure = ClientError(code, reason or code, message, facts if reason else {"target": self.target})
+        # gRPC itself says RESOURCE_EXHAUSTED of a message that is too large: only the server's own word is
+        # worth a retry.
+        again = code == "UNAVAILABLE" or (code == "RESOURCE_EXHAUSTED" and reason != "")
+        return failure, wait_s if again else None
 
     # --- Reads ------------------------------------------------------------------------------------------
 
@@ -252,7 +273,7 @@ class Client:
                     resume_version = message.as_of.version or resume_version
                     yield message
             except grpc.RpcError as error:
-                failure, wait_s = read_error(error)
+                failure, wait_s = self.read_error(error)
                 if failure.code == "CANCELLED":
                     return
                 if failure.reason == "VERSION_LOST" and resume_version:
@@ -357,25 +378,6 @@ class Client:
     def open_delta_stream(self, requests: Iterator[stk.StreamDeltasRequest]) -> DeltaCall:
         """Start one StreamDeltas call; prefer ``delta_sender``, which reconnects."""
         return self.stock.StreamDeltas(requests, timeout=DELTA_STREAM_S, metadata=self._metadata)
-
-
-def read_error(error: grpc.RpcError) -> tuple[ClientError, float | None]:
-    """Return the failure and, where sending again may help, the least wait (s) that the server asks."""
-    code = error.code().name
-    message = error.details() or "no further word from the server"
-    reason, facts, wait_s = "", dict[str, str](), 0.0
-    status = rpc_status.from_call(error)
-    for detail in status.details if status is not None else ():
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            reason, facts = info.reason, dict(info.metadata)
-        elif detail.Unpack(retry):
-            wait_s = retry.retry_delay.ToTimedelta().total_seconds()
-    failure = ClientError(code, reason or code, message, facts)
-    # gRPC itself says RESOURCE_EXHAUSTED of a message that is too large: only the server's own word is
-    # retried.
-    again = code == "UNAVAILABLE" or (code == "RESOURCE_EXHAUSTED" and reason != "")
-    return failure, wait_s if again else None
 
 
 # --- Streams of deltas ----------------------------------------------------------------------------------
@@ -524,7 +526,7 @@ class DeltaSender:
             for answer in call:
                 self._settle(answer)
         except grpc.RpcError as error:
-            failure, wait_s = read_error(error)
+            failure, wait_s = self._client.read_error(error)
             if failure.code in ("CANCELLED", "DEADLINE_EXCEEDED"):
                 wait_s = 0.0  # cut by us for silence, or at the end of its hour
             return failure, wait_s

@@ -67,8 +67,10 @@ def _told_by_server(error: ClientError) -> Told:
     exit_code = _EXIT_CODES.get(error.code, EXIT_OTHER)
     message = error.message
     if error.reason == "UNAVAILABLE":  # gRPC's own word, not the server's: keep what a person can use
-        last = re.split(r"connect: |error: ", message)[-1]
-        return Told(f"UNREACHABLE: no server answers there ({_one_line(last)})", exit_code)
+        last = re.split(r": ", _one_line(message))[-1]
+        return Told(
+            f"UNREACHABLE: no server at {error.metadata.get('target', 'the target')} ({last})", exit_code
+        )
     return Told(_one_line(f"{error.reason}: {message}"), exit_code)
 
 

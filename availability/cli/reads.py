@@ -48,13 +48,15 @@ def get(
     if as_json:
         print_json(answers)
         return
+    from rich.markup import escape
+
     rows = table("sku", "sellable", "state", right=("sellable",))
     if nodes:
         rows.add_column("from")
     for answer in answers:
-        cells = [answer.sku, str(answer.sellable_quantity), _state(answer.state)]
+        cells = [escape(answer.sku), str(answer.sellable_quantity), _state(answer.state)]
         if nodes:
-            cells.append(", ".join(f"{one.node} {one.sellable_quantity}" for one in answer.nodes))
+            cells.append(escape(", ".join(f"{one.node} {one.sellable_quantity}" for one in answer.nodes)))
         rows.add_row(*cells)
     console().print(rows)
     console().print(_as_of(answers[-1].as_of), style="bright_black")
