@@ -350,7 +350,8 @@ def report(
         f"{counts['returns']:,} returns ({counts['C lines without an order']:,} without an order), "
         f"{counts['C lines never granted']:,} never granted",
         f"write-offs {kinds[WRITE_OFF]:,} (damages {counts['damages']:,}), losses {counts['losses']:,}; "
-        f"lines allocated elsewhere {counts['lines allocated elsewhere']:,}",
+        f"lines allocated elsewhere {counts['lines allocated elsewhere']:,}, shipped from elsewhere "
+        f"{counts['lines shipped from elsewhere']:,}",
         f"deltas {deltas:,}: receipts {kinds[RECEIPT]:,}, allocations {kinds[ORDER_ALLOCATED]:,}, "
         f"shipments {kinds[SHIPMENT]:,}, changes {kinds[ORDER_CHANGED]:,}, "
         f"cancels {kinds[ORDER_CANCELLED]:,}",

@@ -91,6 +91,8 @@ class Order:
     """The ERP allocates it at other nodes than the ledger sourced it from."""
     unallocated: bool
     """The ERP never speaks of it."""
+    rerouted: bool
+    """Ships in two halves, the first from other nodes than allocated; the ERP is not told."""
 
 
 class CancelLine(NamedTuple):
@@ -263,6 +265,7 @@ def plan_orders(wanted: pl.DataFrame, chance: np.random.Generator) -> list[Order
     cart_draw = chance.random(count).tolist()
     extended, partial_first, named_early = some(0.02), some(0.3), some(0.5)
     repeated, elsewhere, unallocated, in_two = some(0.005), some(0.02), some(0.01), some(0.06)
+    rerouted = some(0.3)
     speed = chance.random(count)
     lag_s = np.where(
         speed < 0.7,
@@ -294,6 +297,7 @@ def plan_orders(wanted: pl.DataFrame, chance: np.random.Generator) -> list[Order
                 repeated=repeated[i],
                 elsewhere=elsewhere[i],
                 unallocated=unallocated[i],
+                rerouted=in_two[i] and rerouted[i],
             )
         )
     return orders

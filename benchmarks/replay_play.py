@@ -386,7 +386,7 @@ class Sender:
 
 
 class Line:
-    """What a granted order wants of one sku, as ERP and WMS know it; units by node."""
+    """What a granted order wants of one sku, as the WMS will ship it; units by node."""
 
     __slots__ = ("allocated", "returned", "shipped")
 
@@ -524,13 +524,20 @@ class Desk:
     def _ship(self, book: Book, part: int) -> None:
         facts = []
         for place, (sku, line) in enumerate((book.lines or {}).items()):
-            if part >= 0 and place % 2 != part:
+            if part >= 0 and place % 2 != part and not book.order.rerouted:
                 continue
-            for node, wanted in enumerate(line.allocated):
-                units = wanted - line.shipped[node]
-                if units > 0:
-                    facts.append(Fact(SHIPMENT, sku, node, units, book.order.number))
-                    line.shipped[node] += units
+            to_ship = [units - line.shipped[node] for node, units in enumerate(line.allocated)]
+            for node, units in enumerate(to_ship):
+                if units <= 0:
+                    continue
+                if book.order.rerouted and part == 0:
+                    units = (units + 1) // 2
+                    line.allocated[node] -= units
+                    node = (node + 1) % 3
+                    line.allocated[node] += units
+                    self.counts["lines shipped from elsewhere"] += 1
+                facts.append(Fact(SHIPMENT, sku, node, units, book.order.number))
+                line.shipped[node] += units
         self._wms.put(facts)
         book.ships_left -= 1
         self._forget(book)
