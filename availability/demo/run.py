@@ -85,17 +85,15 @@ def _perform(story: Story) -> None:
 
 def _report(journal: Journal, found: Audit) -> int:
     counts = journal.counts
-    print()
+    answers = counts["reserved"] + counts["refused"]
     print(
-        f"{counts['reserved']} holds ({counts['refused']} refused), {counts['orders']} orders, "
-        f"{counts['expired']} holds abandoned and expired, {counts['shipped']} units shipped,\n"
-        f"{counts['deltas']} deltas ({counts['duplicates']} sent twice), "
-        f"{counts['double clicks']} double clicks answered once"
-    )
-    print(
-        f"recomputed from what was sent and answered: {found.compared} numbers "
-        f"({len(SKUS)} skus × {len(CHANNELS)} channels × {len(NODES)} nodes),\n"
-        f"and each of {counts['reserved'] + counts['refused']} checkout answers at its own version"
+        f"""
+{counts["reserved"]} holds, {counts["refused"]} refused; {counts["orders"]} orders; \
+{counts["expired"]} abandoned holds expired; {counts["shipped"]} units shipped
+{counts["deltas"]} deltas, {counts["duplicates"]} of them sent twice; \
+{counts["double clicks"]} double clicks, each answered once
+recomputed: {found.compared} numbers ({len(SKUS)} skus × {len(CHANNELS)} channels × {len(NODES)} nodes)
+and {answers} checkout answers, each at its own version"""
     )
     wrong = [*journal.failures, *found.broken_promises, *found.differences]
     for line in wrong[:LISTED_MAX]:

@@ -147,7 +147,7 @@ def picture(story: Story, gauges: Gauges, console: Console) -> RenderableType:
     lower.add_column(width=width - COUNTERS_WIDTH)
     lower.add_column(width=COUNTERS_WIDTH)
     lower.add_row(_news(story, width - COUNTERS_WIDTH, news_shown), _counters(story, news_shown))
-    return Group(_headline(story, gauges, width), Text(), _stock(story, gauges, width), lower)
+    return Group(_headline(story, gauges, width), Text(), _stock(story, gauges, width), _legend(), lower)
 
 
 def _headline(story: Story, gauges: Gauges, width: int) -> Text:
@@ -163,7 +163,8 @@ def _headline(story: Story, gauges: Gauges, width: int) -> Text:
 
 def _stock(story: Story, gauges: Gauges, width: int) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, border_style="bright_black", padding=(0, 1))
-    bar_cells = BAR_CELLS if width >= WIDTH_NARROW else BAR_CELLS_NARROW
+    wide = width >= WIDTH_NARROW
+    bar_cells = BAR_CELLS if wide else BAR_CELLS_NARROW
     table.add_column("sku", no_wrap=True)
     for node in NODES:
         down = node in story.journal.offline
@@ -171,20 +172,23 @@ def _stock(story: Story, gauges: Gauges, width: int) -> Table:
         table.add_column(heading, no_wrap=True, min_width=bar_cells + 4)
     for channel in CHANNELS:
         heading = Text(channel, style="bold")
-        heading.append(f"\nkeeps {BUFFER_WORDS[channel]}", style="bright_black")
-        table.add_column(heading, justify="right", no_wrap=True, min_width=9)
+        heading.append(f"\n{'keeps ' if wide else '−'}{BUFFER_WORDS[channel]}", style="bright_black")
+        table.add_column(heading, justify="right", no_wrap=True, min_width=9 if wide else 6)
     most = max((term.on_hand for term in gauges.terms.values()), default=1)
     for sku in SKUS:
         cells: list[RenderableType] = [Text(sku, style="bold yellow" if sku == FLASH.sku else "")]
         cells += [_position(gauges.terms.get((sku, node)), most, bar_cells) for node in NODES]
-        cells += [_sellable(gauges.sellable.get((sku, channel))) for channel in CHANNELS]
+        cells += [_sellable(gauges.sellable.get((sku, channel)), wide=wide) for channel in CHANNELS]
         table.add_row(*cells)
-    table.caption = Text.assemble(
-        ("■", FREE), " free  ", ("■", HELD), " held  ", ("■", ORDERED), " ordered  ", ("■", SET_ASIDE),
-        " set aside     right: what each channel can sell now",
-    )  # fmt: skip
-    table.caption_justify = "left"
     return table
+
+
+def _legend() -> Text:
+    marks = ((FREE, "free"), (HELD, "held"), (ORDERED, "ordered"), (SET_ASIDE, "set aside"))
+    line = Text(no_wrap=True, style="bright_black")
+    for style, word in marks:
+        line.append(" ■ ", style=style).append(f"{word} ")
+    return line.append("   right: sellable now, by channel")
 
 
 def _position(term: av.NodeTerms | None, most: int, bar_cells: int) -> Text:
@@ -210,12 +214,13 @@ def _position(term: av.NodeTerms | None, most: int, bar_cells: int) -> Text:
     return free
 
 
-def _sellable(cell: _Sellable | None) -> Text:
+def _sellable(cell: _Sellable | None, *, wide: bool) -> Text:
     if cell is None:
         return Text("·", style="bright_black")
     if cell.changed_s and time.monotonic() - cell.changed_s < CHANGE_SHOWN_S:
         colour = "green" if cell.moved > 0 else "red"
-        return Text.assemble((f"{cell.moved:+d} ", colour), (f"{cell.units:3d}", f"bold {colour}"))
+        moved = f"{cell.moved:+d} " if wide else ""
+        return Text.assemble((moved, colour), (f"{cell.units:3d}", f"bold {colour}"))
     return Text(f"{cell.units:3d}", style="" if cell.units else "bright_black")
 
 
