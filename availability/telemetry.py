@@ -132,9 +132,9 @@ class OutcomeMetrics:
         )
         self._children: dict[tuple[int, str], Callable[[float], None]] = {}
 
-    def reservation(self, outcome: str) -> None:
-        """Count one end or beginning of a reservation: reserved, insufficient_stock, committed, expired …"""
-        self._inc(self._reservations, outcome, 1)
+    def reservation(self, outcome: str, count: int = 1) -> None:
+        """Count ends or beginnings of reservations: reserved, insufficient_stock, committed, expired …"""
+        self._inc(self._reservations, outcome, count)
 
     def deltas(self, result: str, count: int = 1) -> None:
         """Count deltas of one result: applied, duplicate, stale, rejected, parked."""

@@ -211,7 +211,9 @@ class CommitQueue:
             if pending.sent:
                 pending.error = LedgerUnreachable("Redis did not answer in time; ask again with the same id")
             else:
-                pending.error = DeadlinePassed("the deadline passed before the call was sent: nothing was done")
+                pending.error = DeadlinePassed(
+                    "the deadline passed before the call was sent: nothing was done"
+                )
             pending.finish()
         return kept
 

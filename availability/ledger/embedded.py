@@ -40,7 +40,9 @@ class ServerBinary:
 
 def _version_of(path: str) -> tuple[int, int, int] | None:
     try:
-        out = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        out = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
     except OSError:
         return None
     found = _VERSION.search(out)
@@ -111,12 +113,20 @@ class EmbeddedRedis:
 
     def start(self) -> None:
         """Start and wait until it has loaded its data. Raises EmbeddedError."""
-        binary = find_server()
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._take_lock()
         # A unix socket's path has room for about 100 bytes, a data directory's may be longer.
         self._socket_dir = tempfile.mkdtemp(prefix="avail-")
         self.socket = os.path.join(self._socket_dir, "redis.sock")
+        self._spawn()
+
+    def restart(self) -> None:
+        """Start it again over its data after it ended, on the same socket. Raises EmbeddedError."""
+        if not self.alive():
+            self._spawn()
+
+    def _spawn(self) -> None:
+        binary = find_server()
         log_path = self._data_dir / "redis.log"
         command = [
             binary.path, "--port", "0", "--unixsocket", self.socket, "--unixsocketperm", "700",
@@ -131,7 +141,7 @@ class EmbeddedRedis:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is ours to handle: the server drains before Redis ends
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
             )
         self._wait_until_ready(log_path)
@@ -181,7 +191,9 @@ class EmbeddedRedis:
                 except (RedisError, OSError):
                     if time.monotonic() > deadline:
                         self.stop()
-                        raise EmbeddedError(f"the embedded Redis was not ready in {START_TIMEOUT_S:.0f} s") from None
+                        raise EmbeddedError(
+                            f"the embedded Redis was not ready in {START_TIMEOUT_S:.0f} s"
+                        ) from None
                     time.sleep(0.005)
         finally:
             client.close()

@@ -13,7 +13,6 @@ from hashlib import blake2b
 from typing import TypeVar
 
 import msgspec
-
 from redis.exceptions import RedisError
 
 from availability.domain.version import Version
@@ -107,7 +106,9 @@ class Ledger:
         """Queue a mutating call; wait on what this returns."""
         return self.queue.submit(self._function(name), _encode(call), deadline)
 
-    def _write(self, name: str, call: msgspec.Struct, deadline: float, reply: msgspec.msgpack.Decoder[_T]) -> _T:
+    def _write(
+        self, name: str, call: msgspec.Struct, deadline: float, reply: msgspec.msgpack.Decoder[_T]
+    ) -> _T:
         return reply.decode(self.submit(name, call, deadline).wait())
 
     def reserve(self, call: calls.Reserve, deadline: float) -> calls.HoldReply:
@@ -126,7 +127,9 @@ class Ledger:
         """Give units back."""
         return self._write("release", call, deadline, _HOLD)
 
-    def submit_deltas(self, source: str, deltas: list[msgspec.Raw], *, facts_only: bool, deadline: float) -> Pending:
+    def submit_deltas(
+        self, source: str, deltas: list[msgspec.Raw], *, facts_only: bool, deadline: float
+    ) -> Pending:
         """Queue deltas of one source (at most 250); decode the reply with ``decode_deltas``.
 
         ``facts_only`` calls hold order facts, shipments and other relief only: they work when memory is full.
@@ -157,11 +160,15 @@ class Ledger:
 
     def trim(self, deadline: float) -> calls.TrimReply:
         """Trim the log by its consumers' checkpoints."""
-        return self._write("trim", _Pair(self.settings.log_records_kept, self.settings.log_records_cap), deadline, _TRIM)
+        return self._write(
+            "trim", _Pair(self.settings.log_records_kept, self.settings.log_records_cap), deadline, _TRIM
+        )
 
     def checkpoint(self, consumer: str, version: Version, *, required: bool, deadline: float) -> None:
         """Note how far a consumer of the log has come; a required one is never passed by trimming."""
-        self.submit("checkpoint", _Checkpoint(consumer, version.epoch, version.seq, required, False), deadline).wait()
+        self.submit(
+            "checkpoint", _Checkpoint(consumer, version.epoch, version.seq, required, False), deadline
+        ).wait()
 
     def forget_consumer(self, consumer: str, deadline: float) -> None:
         """Remove a consumer's checkpoint."""
@@ -212,7 +219,9 @@ class Ledger:
         query = _encode([state, order_source, order_ref, score, after_id, count])
         return _VIEWS.decode(self._fcall("reservations", query))
 
-    def order(self, source: str, ref: str) -> tuple[Head, calls.OrderMeta | None, list[tuple[str, calls.OrderSkuState]]]:
+    def order(
+        self, source: str, ref: str
+    ) -> tuple[Head, calls.OrderMeta | None, list[tuple[str, calls.OrderSkuState]]]:
         """Facts of an order; meta is None where it is unknown."""
         head, meta, skus = _ORDER.decode(self._fcall("order", source, ref))
         return head, meta if isinstance(meta, calls.OrderMeta) else None, skus
@@ -256,6 +265,7 @@ class Behind(msgspec.Struct, array_like=True, frozen=True):
     reasons: list[tuple[str, dict[str, int]]]
     holds: list[tuple[str, list[tuple[str, int]]]]
     orders: list[tuple[str, dict[str, int]]]
+    waived: list[tuple[str, tuple[dict[str, int], list[str]]]]
     streams: list[tuple[str, str, int, int, int, int]]
 
 

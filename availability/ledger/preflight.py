@@ -29,7 +29,9 @@ class Finding:
     advice: str = ""
 
 
-def inspect(url: str, profile: str = "demo", prefix: str = "avail", *, shared_database: bool = False) -> list[Finding]:
+def inspect(
+    url: str, profile: str = "demo", prefix: str = "avail", *, shared_database: bool = False
+) -> list[Finding]:
     """Check a Redis. Never raises: what cannot be checked is a finding."""
     settings = ConnectionSettings(url=url, prefix=prefix)
     try:
@@ -40,7 +42,9 @@ def inspect(url: str, profile: str = "demo", prefix: str = "avail", *, shared_da
         try:
             info: dict[str, Any] = client.info()  # Any: the library's own type
         except (RedisError, OSError) as error:
-            return [_error("connection", str(translate(error)), "check redis.url, its password and the network")]
+            return [
+                _error("connection", str(translate(error)), "check redis.url, its password and the network")
+            ]
         return list(_findings(client, info, settings, profile, shared_database))
 
 
@@ -106,13 +110,29 @@ def _persistence(info: dict[str, Any], config: dict[str, str] | None, profile: s
     aof = bool(int(info.get("aof_enabled", 0)))
     if not aof:
         return [
-            _error("persistence", "appendonly no", "set appendonly yes: without it a restart empties the ledger and every sku shows 0")
+            _error(
+                "persistence",
+                "appendonly no",
+                "set appendonly yes: without it a restart empties the ledger and every sku shows 0",
+            )
         ]
     if config is None:
-        return [_warning("persistence", "appendonly yes; CONFIG is not allowed, appendfsync unknown", f"make sure that it fits the profile {profile}")]
+        return [
+            _warning(
+                "persistence",
+                "appendonly yes; CONFIG is not allowed, appendfsync unknown",
+                f"make sure that it fits the profile {profile}",
+            )
+        ]
     fsync = config.get("appendfsync", "?")
     if profile == "single-strict" and fsync != "always":
-        return [_error("persistence", f"appendonly yes, appendfsync {fsync}", "the profile single-strict needs appendfsync always")]
+        return [
+            _error(
+                "persistence",
+                f"appendonly yes, appendfsync {fsync}",
+                "the profile single-strict needs appendfsync always",
+            )
+        ]
     if fsync == "no":
         return [_error("persistence", "appendfsync no", "set appendfsync everysec or always")]
     return [_ok("persistence", f"appendonly yes, appendfsync {fsync}")]
@@ -121,13 +141,21 @@ def _persistence(info: dict[str, Any], config: dict[str, str] | None, profile: s
 def _eviction(info: dict[str, Any], config: dict[str, str] | None) -> Finding:
     policy = str(info.get("maxmemory_policy") or (config or {}).get("maxmemory-policy", "?"))
     if policy != "noeviction":
-        return _error("eviction", f"maxmemory-policy {policy}", "set maxmemory-policy noeviction: Redis would drop stock to make room")
+        return _error(
+            "eviction",
+            f"maxmemory-policy {policy}",
+            "set maxmemory-policy noeviction: Redis would drop stock to make room",
+        )
     limit = int(info.get("maxmemory", 0) or 0)
     if not limit:
         return _ok("eviction", "noeviction, no maxmemory")
     used = int(info.get("used_memory", 0)) / limit
     if used > 0.8:
-        return _warning("memory", f"{used:.0%} of maxmemory used", "raise maxmemory: above it new reservations are refused")
+        return _warning(
+            "memory",
+            f"{used:.0%} of maxmemory used",
+            "raise maxmemory: above it new reservations are refused",
+        )
     return _ok("eviction", f"noeviction, {used:.0%} of maxmemory used")
 
 
@@ -139,7 +167,9 @@ def _replicas(info: dict[str, Any], config: dict[str, str] | None, profile: str)
         return _error("replicas", "none attached", f"the profile {profile} needs at least one replica")
     least = (config or {}).get("min-replicas-to-write", "?")
     if config is not None and least in ("0", "?"):
-        return _error("replicas", f"{attached} attached, min-replicas-to-write {least}", "set min-replicas-to-write 1")
+        return _error(
+            "replicas", f"{attached} attached, min-replicas-to-write {least}", "set min-replicas-to-write 1"
+        )
     return _ok("replicas", f"{attached} attached, min-replicas-to-write {least}")
 
 
@@ -148,7 +178,11 @@ def _clock(client: redis.Redis) -> Finding:
     seconds, micros = client.time()
     offset = seconds + micros / 1e6 - (before + time.time()) / 2
     if abs(offset) > CLOCK_OFFSET_WARN_S:
-        return _warning("clock", f"{offset:+.1f} s from this machine's", "run NTP on both; holds are safe, expire_time is shown wrongly")
+        return _warning(
+            "clock",
+            f"{offset:+.1f} s from this machine's",
+            "run NTP on both; holds are safe, expire_time is shown wrongly",
+        )
     return _ok("clock", f"{offset * 1000:+.1f} ms from this machine's")
 
 
@@ -160,12 +194,29 @@ def _tenant(client: redis.Redis, settings: ConnectionSettings, shared: bool) -> 
             if not ledger_id:
                 return _error("keys", f"{meta_key} is not ours", "choose another redis.prefix")
             return _ok("keys", f"ledger {_text(ledger_id)}")
-        ours = next(client.scan_iter(match=f"{settings.prefix}:{{{settings.shard}}}:*", count=1000), None) if client.dbsize() else None
+        ours = (
+            next(client.scan_iter(match=f"{settings.prefix}:{{{settings.shard}}}:*", count=1000), None)
+            if client.dbsize()
+            else None
+        )
         if ours is not None:
-            return _error("keys", "keys with our prefix but no ledger", "somebody else's keys, or a ledger that lost its head: choose another redis.prefix or restore")
+            return _error(
+                "keys",
+                "keys with our prefix but no ledger",
+                "somebody else's keys, or a ledger that lost its head: choose another redis.prefix or restore",
+            )
         if client.dbsize() and not shared:
-            return _error("keys", f"{client.dbsize()} keys of somebody else", "use a Redis of its own, or set redis.shared_database")
-        return _ok("keys", "empty, a new ledger will be made" if not client.dbsize() else "shared with others, no ledger yet")
+            return _error(
+                "keys",
+                f"{client.dbsize()} keys of somebody else",
+                "use a Redis of its own, or set redis.shared_database",
+            )
+        return _ok(
+            "keys",
+            "empty, a new ledger will be made"
+            if not client.dbsize()
+            else "shared with others, no ledger yet",
+        )
     except (RedisError, OSError) as error:
         return _error("keys", str(translate(error)), "choose another redis.prefix")
 
@@ -181,7 +232,11 @@ def _functions(client: redis.Redis, library: Library | None = None) -> Finding:
     except LedgerError as error:
         return _error("functions", str(error), "allow FUNCTION and FCALL to this user")
     if code != library.code:
-        return _error("functions", f"{library.name} holds other code", f"somebody changed it: FUNCTION DELETE {library.name}")
+        return _error(
+            "functions",
+            f"{library.name} holds other code",
+            f"somebody changed it: FUNCTION DELETE {library.name}",
+        )
     return _ok("functions", library.name)
 
 
@@ -200,7 +255,9 @@ def _canary(client: redis.Redis, settings: ConnectionSettings) -> Finding:
         reply = client.execute_command("FCALL", packaged().function("canary"), 1, meta_key)
         _, replication_id = msgspec.msgpack.decode(reply)
     except (RedisError, OSError) as error:
-        return _error("permissions", str(translate(error)), "allow this user every command on keys of our prefix")
+        return _error(
+            "permissions", str(translate(error)), "allow this user every command on keys of our prefix"
+        )
     if not replication_id:
         return _error("permissions", "INFO replication shows no replication id", "allow INFO to this user")
     return _ok("permissions", "every write that the functions use works")

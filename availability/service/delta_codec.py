@@ -89,16 +89,16 @@ def pack(delta: pb.Delta, source: str) -> tuple[msgspec.Raw, bool]:
     problem = _problem(delta, kind, source, occurred_us, due_us)
     mark = fingerprint(_encode(content))
     if problem:
-        content = _harmless(delta)
+        content = _harmless(delta, problem)
     rest = ("", "") if problem else (delta.correlation_id, delta.author)
     packed = _encode((mark, bucket(event_id) if event_id else 0, problem, content + rest))
     return msgspec.Raw(packed), kind in _RELIEF and not problem
 
 
-def _harmless(delta: pb.Delta) -> tuple[object, ...]:
-    """What is left of a delta that may only consume its number: nothing that was found wrong."""
+def _harmless(delta: pb.Delta, problem: str) -> tuple[object, ...]:
+    """What is left of a delta that may only consume its number (not that of another source's stream)."""
     sequence, event_id, stream = delta.source_sequence, delta.event_id, delta.stream
-    if not 0 <= sequence < 2**53 or text_problem(stream, "stream"):
+    if problem == "OTHER_SOURCE" or not 0 <= sequence < 2**53 or text_problem(stream, "stream"):
         sequence, stream = 0, ""
     if sequence or text_problem(event_id, "event_id", bytes_max=REFERENCE_BYTES_MAX, required=False):
         event_id = ""

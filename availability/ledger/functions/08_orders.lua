@@ -43,12 +43,19 @@ function Orders.open(ctx, source, ref)
   return o
 end
 
+-- What `use:<sku>` says of holds that count less than they hold: {waived {node: q}, reservations}.
+function Orders.waived_raw(facts)
+  if not next(facts[WAIVED]) then return false end
+  return pack({facts[WAIVED], sorted_keys(facts[HELD])})
+end
+
 function Orders.facts(o, sku)
   local f = o.skus[sku]
   if not f then
     local raw = call('HGET', o.key, 's' .. sku)
     f = {raw = raw, facts = raw and unpack_msg(raw) or {{}, {}, {}, {}, {}, ''}}
     f.committed_raw = next(f.facts[COMMITTED]) and pack(f.facts[COMMITTED]) or false
+    f.waived_raw = Orders.waived_raw(f.facts)
     o.skus[sku] = f
   end
   return f.facts
@@ -288,7 +295,9 @@ function Orders.flush(ctx, txn)
       txn:hash(o.key, 's' .. sku, raw, f.raw)
       local committed_raw = next(f.facts[COMMITTED]) and pack(f.facts[COMMITTED]) or false
       txn:hash(Positions.use_key(ctx, sku), 'o' .. o.name, committed_raw, f.committed_raw)
-      f.raw, f.committed_raw = raw, committed_raw
+      local waived_raw = Orders.waived_raw(f.facts)
+      txn:hash(Positions.use_key(ctx, sku), 'w' .. o.name, waived_raw, f.waived_raw)
+      f.raw, f.committed_raw, f.waived_raw = raw, committed_raw, waived_raw
       o.dirty = true
     end
     o.touched = {}

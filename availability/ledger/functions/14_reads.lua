@@ -139,11 +139,12 @@ function Reads.streams(keys, args)
 end
 
 -- Who stands behind a sku's figures. ARGV[1] = sku.
--- reply = {head, clock, {{node, {reason: q}}, ...}, {{reservation, {{node, q}, ...}}, ...}, {{order name, {node: q}}, ...}, streams}
+-- reply = {head, clock, {{node, {reason: q}}, ...}, {{reservation, {{node, q}, ...}}, ...}, {{order name, {node: q}}, ...},
+--   {{order name, {{node: q}, reservations}}, ...} of holds that count less, streams}
 function Reads.behind(keys, args)
   local ctx = clocks(keys)
   local base, sku = ctx.base, args[1]
-  local reasons, holds, orders, streams = {}, {}, {}, {}
+  local reasons, holds, orders, waived, streams = {}, {}, {}, {}, {}
   local rows = call('HGETALL', base .. 'pos:' .. sku)
   for i = 1, #rows, 2 do
     if byte(rows[i]) == 113 then reasons[#reasons + 1] = {sub(rows[i], 2), unpack_msg(rows[i + 1])} end
@@ -151,10 +152,12 @@ function Reads.behind(keys, args)
   rows = call('HGETALL', base .. 'use:' .. sku)
   for i = 1, #rows, 2 do
     local name, value = sub(rows[i], 2), unpack_msg(rows[i + 1])
-    if byte(rows[i]) == 104 then holds[#holds + 1] = {name, value} else orders[#orders + 1] = {name, value} end
+    local kind = byte(rows[i])
+    local list = kind == 104 and holds or kind == 111 and orders or waived
+    list[#list + 1] = {name, value}
   end
   for _, source in ipairs(call('SMEMBERS', base .. 'sources')) do
     for _, row in ipairs(streams_of(base, source)) do streams[#streams + 1] = row end
   end
-  return pack({point_of(keys[1]), ctx.clock, reasons, holds, orders, streams})
+  return pack({point_of(keys[1]), ctx.clock, reasons, holds, orders, waived, streams})
 end

@@ -1,0 +1,371 @@
+"""A server put together: the one place that builds the parts and runs them. No rule of the domain lives here."""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+
+from availability.config import RedisSettings, Settings
+from availability.last_seen import LastSeen, LedgerLost
+from availability.ledger.commit_queue import QueueSettings
+from availability.ledger.connection import ConnectionSettings
+from availability.ledger.embedded import EmbeddedError, EmbeddedRedis
+from availability.ledger.errors import LedgerError
+from availability.ledger.ledger import Ledger, LedgerSettings
+from availability.ledger.preflight import inspect
+from availability.ledger.upkeep import Upkeep
+from availability.replica.replica import Replica
+from availability.replica.settings import ReplicaSettings
+from availability.service.admission import Admission, AdmissionLimits
+from availability.service.auth import (
+    Authenticator,
+    NoAuth,
+    NotLoopback,
+    TokenFileError,
+    TokenStore,
+    require_loopback,
+)
+from availability.service.availability_handlers import AvailabilityHandlers
+from availability.service.delta_calls import DeltaSender
+from availability.service.explain import Explainer
+from availability.service.freshness import Freshness
+from availability.service.grpc_adapter import GrpcServer, ServerOptions
+from availability.service.health import Health, service_checks
+from availability.service.ledger_calls import DURABILITIES
+from availability.service.policy_handlers import PolicyHandlers
+from availability.service.pool import LendingPool
+from availability.service.reservation_handlers import ReservationHandlers
+from availability.service.stock_handlers import StockHandlers
+from availability.service.tls import TlsFileError, TlsFiles, server_credentials
+from availability.telemetry import Telemetry, setup_logging, start_metrics_listener
+
+_LOG = structlog.get_logger(__name__)
+
+READY_TIMEOUT_S = 120.0
+LEDGER_ANSWER_MAX_S = 5.0
+"""Writes are NOT_SERVING once the ledger has not answered for so long; the sweep asks four times a second."""
+WATCHDOG_INTERVAL_S = 0.5
+
+
+class StartRefused(Exception):
+    """The server does not start; the message is for the operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningServer:
+    """Where a server can be reached. ``redis`` has no password in it."""
+
+    grpc: str
+    redis: str
+    pid: int
+
+
+def serve(settings: Settings, *, embedded: bool, ready_file: Path | None) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code. Call it from the main thread."""
+    setup_logging(settings.logging.level, settings.logging.format)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with running(settings, embedded=embedded) as (server, watch):
+            if ready_file is not None:
+                _write_ready_file(ready_file, server)
+            _LOG.info("serving", grpc=server.grpc, redis=server.redis, pid=server.pid)
+            while not stop.wait(WATCHDOG_INTERVAL_S):
+                watch()
+    except (StartRefused, EmbeddedError, LedgerLost, TokenFileError, TlsFileError, NotLoopback) as error:
+        print(f"availability: {error}", file=sys.stderr)
+        return 1
+    except LedgerError as error:
+        print(f"availability: the ledger failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServer, Watchdog]]:
+    """Build and start a server; drain and stop it on leaving. The watchdog wants a call now and then."""
+    authenticator = _authenticator(settings)
+    tls = settings.tls
+    credentials = None
+    if tls.cert_file is not None and tls.key_file is not None:
+        credentials = server_credentials(
+            TlsFiles(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=tls.client_ca_file)
+        )
+    elif not settings.auth.no_auth:
+        _LOG.info("tls is off", listen=settings.listen)
+    sys.setswitchinterval(
+        0.001
+    )  # a waiting call gets the interpreter within 1 ms of a long computation's start
+    with ExitStack() as stack:
+        redis_process: EmbeddedRedis | None = None
+        profile = settings.redis.profile
+        url = settings.redis.url.get_secret_value()
+        if embedded:
+            fsync = (
+                "always"
+                if profile == "single-strict" and "redis" in settings.model_fields_set
+                else "everysec"
+            )
+            profile = "single-strict" if fsync == "always" else "demo"
+            redis_process = EmbeddedRedis(settings.data_dir / "redis", appendfsync=fsync)
+            redis_process.start()
+            stack.callback(redis_process.stop)
+            url = redis_process.url
+        telemetry = Telemetry()
+        ledger = Ledger(
+            _ledger_settings(settings, url, profile, auto_create=settings.auto_create or embedded),
+            on_group=telemetry.ledger.travelled,
+        )
+        stack.callback(ledger.close)
+        last_seen = LastSeen(settings.data_dir)
+        _preflight(settings, url, profile)
+        _open(ledger, last_seen)
+        replica = Replica(
+            ledger,
+            ReplicaSettings(
+                auto_create=ledger.settings.auto_create,
+                channels_max=settings.limits.channels_max,
+            ),
+            time.monotonic,
+            random.Random(),
+        )
+        upkeep = Upkeep(
+            ledger,
+            interval_ms=settings.sweep.interval_ms,
+            due_per_sweep=settings.sweep.due_per_call,
+            on_expired=lambda count: telemetry.outcomes.reservation("expired", count),
+        )
+        upkeep.sweep_all()
+        replica.start()
+        stack.callback(replica.stop)
+        upkeep.start()
+        stack.callback(upkeep.stop)
+        _wait_until_ready(replica)
+        server, pool = _grpc_server(
+            settings, ledger, replica, telemetry, authenticator, credentials, profile, embedded
+        )
+        stack.callback(pool.shutdown, wait=False)
+        stop_metrics = start_metrics_listener(settings.metrics.listen, telemetry.registry)
+        if stop_metrics is not None:
+            stack.callback(stop_metrics)
+        port = server.start()
+        stack.callback(
+            server.drain, notice_s=settings.drain.notice_ms / 1000, grace_s=settings.drain.grace_ms / 1000
+        )
+        where = RunningServer(
+            grpc=_address(settings.listen, port), redis=_without_password(url), pid=os.getpid()
+        )
+        yield where, Watchdog(ledger, last_seen, redis_process)
+
+
+class Watchdog:
+    """Looks after what outlives a call: the embedded Redis, and the note of how far the ledger has come."""
+
+    def __init__(self, ledger: Ledger, last_seen: LastSeen, redis_process: EmbeddedRedis | None) -> None:
+        self._ledger = ledger
+        self._last_seen = last_seen
+        self._redis = redis_process
+        self._warned = False
+
+    def __call__(self) -> None:
+        """Do it once. Never raises for a ledger that is away."""
+        if self._redis is not None and not self._redis.alive():
+            _LOG.error("the embedded Redis ended; starting it again over its data")
+            try:
+                self._redis.restart()
+            except EmbeddedError as error:
+                _LOG.error("it does not start", error=str(error))
+                return
+        try:
+            self._last_seen.note(self._ledger.head())
+            self._warned = False
+        except LedgerError:
+            return  # health and metrics tell; the next look may succeed
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                _LOG.warning("cannot note how far the ledger has come", error=str(error))
+
+
+def _authenticator(settings: Settings) -> Authenticator:
+    if settings.auth.no_auth:
+        require_loopback(settings.listen)
+        return NoAuth()
+    if settings.auth.tokens_file is None:
+        raise StartRefused(
+            "nobody could call: set auth.tokens_file (make one with `availability token create`), "
+            "or --no-auth on a loopback address"
+        )
+    return TokenStore(settings.auth.tokens_file)
+
+
+def _ledger_settings(settings: Settings, url: str, profile: str, *, auto_create: bool) -> LedgerSettings:
+    redis: RedisSettings = settings.redis
+    return LedgerSettings(
+        connection=ConnectionSettings(
+            url=url,
+            prefix=redis.prefix,
+            connect_timeout_s=redis.connect_timeout_ms / 1000,
+            timeout_s=redis.socket_timeout_ms / 1000,
+        ),
+        queue=QueueSettings(
+            group_max=settings.commit_queue.group_max,
+            wait_replicas=redis.wait_replicas if profile == "ha-confirmed" else 0,
+            wait_timeout_ms=redis.wait_timeout_ms,
+        ),
+        auto_create=auto_create,
+        event_window_ms=settings.retention.event_ids_days * 86_400_000,
+        ended_retention_ms=settings.retention.reservations_ended_hours * 3_600_000,
+        order_retention_ms=settings.retention.orders_closed_days * 86_400_000,
+        due_per_sweep_max=settings.sweep.due_per_call,
+        log_records_kept=settings.log.records_kept,
+        log_records_cap=settings.log.records_cap,
+    )
+
+
+def _preflight(settings: Settings, url: str, profile: str) -> None:
+    findings = inspect(
+        url, profile, settings.redis.prefix, shared_database=settings.redis.shared_database_allowed
+    )
+    for finding in findings:
+        if finding.severity == "warning":
+            _LOG.warning("preflight", what=finding.what, found=finding.found, advice=finding.advice)
+    errors = [f"{f.what}: {f.found}: {f.advice}" for f in findings if f.severity == "error"]
+    if errors:
+        raise StartRefused("this Redis cannot be trusted with a ledger: " + "; ".join(errors))
+
+
+def _open(ledger: Ledger, last_seen: LastSeen) -> None:
+    lost = last_seen.check(ledger.head())
+    if lost is not None:
+        _LOG.error(
+            "the ledger came back with less than it had", first_lost_seq=lost[0], last_lost_seq=lost[1]
+        )
+    ledger.open(uuid.uuid4().hex)
+
+
+def _wait_until_ready(replica: Replica) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not replica.ready:
+        if time.monotonic() > deadline:
+            raise StartRefused(
+                f"memory was not loaded in {READY_TIMEOUT_S:.0f} s: {replica.not_ready_reason}"
+            )
+        time.sleep(0.005)
+
+
+def _grpc_server(
+    settings: Settings,
+    ledger: Ledger,
+    replica: Replica,
+    telemetry: Telemetry,
+    authenticator: Authenticator,
+    credentials: object,
+    profile: str,
+    embedded: bool,
+) -> tuple[GrpcServer, LendingPool]:
+    limits = settings.limits
+    durability = DURABILITIES[profile]
+    freshness = Freshness(ledger, replica, max_staleness_ms=settings.reads.max_staleness_ms)
+    pool = LendingPool(
+        running=limits.threads_running, threads_max=limits.threads_max, stall_ms=limits.stall_ms
+    )
+    telemetry.watch_replica_age(lambda: replica.freshness_ms() / 1000)
+    telemetry.watch_commit_queue(ledger.queue.depth)
+    handlers = {
+        "AvailabilityService": AvailabilityHandlers(
+            replica,
+            freshness,
+            Explainer(ledger, replica),
+            batch_skus_max=limits.batch_skus_max,
+            lines_max=limits.lines_max,
+            watch_skus_max=limits.watch_skus_max,
+        ),
+        "ReservationService": ReservationHandlers(
+            ledger,
+            new_id=new_reservation_id,
+            lines_max=limits.lines_max,
+            durability=durability,
+            outcomes=telemetry.outcomes,
+            page_size=settings.reads.page_size,
+            page_size_max=settings.reads.page_size_max,
+        ),
+        "StockService": StockHandlers(
+            ledger,
+            DeltaSender(
+                ledger,
+                batch_max=limits.batch_deltas_max,
+                call_max=limits.call_deltas_max,
+                outcomes=telemetry.outcomes,
+            ),
+            durability=durability,
+            unacked_batches_max=limits.unacked_batches_max,
+        ),
+        "PolicyService": PolicyHandlers(ledger, replica, freshness, durability=durability),
+    }
+
+    def ledger_answers() -> bool:
+        return time.monotonic() - ledger.queue.last_answer < LEDGER_ANSWER_MAX_S
+
+    server = GrpcServer(
+        handlers=handlers,
+        pool=pool,
+        authenticator=authenticator,
+        admission=Admission(AdmissionLimits(**settings.admission.model_dump()), ledger.queue.depth),
+        health=Health(service_checks(freshness.is_fresh, ledger_answers)),
+        options=ServerOptions(
+            address=settings.listen,
+            default_deadline_ms=limits.default_deadline_ms,
+            deadline_ms_max=limits.deadline_ms_max,
+            calls_max=limits.calls_max,
+            streams_max={"WatchAvailability": limits.watchers_max, "StreamDeltas": limits.delta_streams_max},
+            message_bytes_max=limits.message_bytes_max,
+            reflection=settings.reflection or embedded,
+        ),
+        metrics=telemetry.calls,
+        credentials=credentials,  # type: ignore[arg-type]  # grpc.ServerCredentials or None
+    )
+    return server, pool
+
+
+def new_reservation_id() -> str:
+    """Draw a reservation id: 26 characters, 48 bits of time first, so that ids sort by age."""
+    raw = int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10)
+    return base64.b32hexencode(raw).decode().rstrip("=").lower()
+
+
+def _address(listen: str, port: int) -> str:
+    if listen.startswith("unix:"):
+        return listen
+    host = listen.rpartition(":")[0]
+    return f"{host}:{port}"
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.hostname or ""
+    return parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host).geturl()
+
+
+def _write_ready_file(path: Path, server: RunningServer) -> None:
+    """Write it whole or not at all: whoever waits for it may read at once."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_bytes(msgspec.json.encode({"grpc": server.grpc, "redis": server.redis, "pid": server.pid}))
+    os.replace(draft, path)

@@ -1,0 +1,261 @@
+"""Policies: checked messages in, one ledger event each. Reads come from memory."""
+
+from __future__ import annotations
+
+from google.protobuf.message import Message
+
+from availability.domain.errors import invalid
+from availability.domain.limits import CHANNEL_NODES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from availability.ledger import calls
+from availability.ledger.ledger import Ledger
+from availability.ledger.record import ChannelState, OverrideState
+from availability.replica.replica import Replica
+from availability.service.context import CallContext
+from availability.service.freshness import Freshness
+from availability.service.ledger_calls import call, refuse
+from availability.service.requests import (
+    check_id,
+    check_quantity,
+    check_reason,
+    not_built,
+    request_key,
+    timestamp,
+)
+from availability.v1 import common_pb2
+from availability.v1 import policy_pb2 as pb
+
+_ABSENT = -1
+
+
+class PolicyHandlers:
+    """PolicyService."""
+
+    def __init__(
+        self, ledger: Ledger, replica: Replica, freshness: Freshness, *, durability: common_pb2.Durability
+    ) -> None:
+        self._ledger = ledger
+        self._replica = replica
+        self._freshness = freshness
+        self._durability = durability
+
+    def set_channel_policy(
+        self, request: pb.SetChannelPolicyRequest, ctx: CallContext
+    ) -> pb.SetChannelPolicyResponse:
+        """Declare or replace a channel's policy."""
+        reply = self._write(request, ctx, "channel", _channel_value(request.policy))
+        assert isinstance(reply.channel, ChannelState)
+        return pb.SetChannelPolicyResponse(
+            policy=_policy(reply.channel),
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+        )
+
+    def set_sku_override(
+        self, request: pb.SetSkuOverrideRequest, ctx: CallContext
+    ) -> pb.SetSkuOverrideResponse:
+        """Replace what differs for one sku of a channel."""
+        check_id(request.channel, "channel")
+        check_id(request.sku, "sku")
+        reply = self._write(
+            request, ctx, "override", _override_value(request.channel, request.sku, request.override)
+        )
+        return pb.SetSkuOverrideResponse(
+            version=reply.version, replayed=reply.replayed, durability=self._durability
+        )
+
+    def clear_sku_override(
+        self, request: pb.ClearSkuOverrideRequest, ctx: CallContext
+    ) -> pb.ClearSkuOverrideResponse:
+        """Remove what differs."""
+        check_id(request.channel, "channel")
+        check_id(request.sku, "sku")
+        reply = self._write(request, ctx, "clear_override", [request.channel, request.sku])
+        return pb.ClearSkuOverrideResponse(
+            version=reply.version, replayed=reply.replayed, durability=self._durability
+        )
+
+    def set_safety_stock(
+        self, request: pb.SetSafetyStockRequest, ctx: CallContext
+    ) -> pb.SetSafetyStockResponse:
+        """Set the units of a position never sold, or a node's default."""
+        check_id(request.sku, "sku", required=False)
+        check_id(request.node, "node")
+        quantity = _ABSENT
+        if request.HasField("quantity"):
+            check_quantity(request.quantity, "quantity", least=0)
+            quantity = request.quantity
+        elif not request.sku:
+            raise invalid("quantity is required for a node's default", field="quantity")
+        reply = self._write(request, ctx, "safety_stock", [request.sku, request.node, quantity])
+        return pb.SetSafetyStockResponse(
+            version=reply.version, replayed=reply.replayed, durability=self._durability
+        )
+
+    def set_node(self, request: pb.SetNodeRequest, ctx: CallContext) -> pb.SetNodeResponse:
+        """Declare a node or change its state."""
+        check_id(request.node, "node")
+        if request.state not in (common_pb2.NODE_STATE_ONLINE, common_pb2.NODE_STATE_OFFLINE):
+            raise invalid("state must be ONLINE or OFFLINE", field="state")
+        reply = self._write(request, ctx, "node", [request.node, request.state])
+        return pb.SetNodeResponse(version=reply.version, replayed=reply.replayed, durability=self._durability)
+
+    def set_sale_state(self, request: pb.SetSaleStateRequest, ctx: CallContext) -> pb.SetSaleStateResponse:
+        """Stop or allow sales."""
+        check_id(request.channel, "channel", required=False)
+        check_id(request.sku, "sku", required=False)
+        if not request.channel and not request.sku:
+            raise invalid("give a channel, a sku, or both")
+        if request.state not in (common_pb2.SALE_STATE_SELLABLE, common_pb2.SALE_STATE_BLOCKED):
+            raise invalid("state must be SELLABLE or BLOCKED", field="state")
+        not_built(until=request.HasField("until"))
+        blocked = request.state == common_pb2.SALE_STATE_BLOCKED
+        reply = self._write(request, ctx, "sale_state", [request.channel, request.sku, blocked])
+        return pb.SetSaleStateResponse(
+            version=reply.version, replayed=reply.replayed, durability=self._durability
+        )
+
+    def get_policy(self, request: pb.GetPolicyRequest, ctx: CallContext) -> pb.GetPolicyResponse:
+        """Return a channel's policy and a page of its overrides."""
+        check_id(request.channel, "channel")
+        size = request.page_size or PAGE_SIZE_DEFAULT
+        if not 1 <= size <= PAGE_SIZE_MAX:
+            raise invalid(f"page_size must be 1 to {PAGE_SIZE_MAX}", field="page_size")
+        self._freshness.latest(ctx)
+        state = self._replica.channel_policy(request.channel)
+        overrides = self._replica.overrides(request.channel, request.page_token, size)
+        stopped = any(
+            stop.channel == request.channel and not stop.sku for stop in self._replica.policies().stops
+        )
+        return pb.GetPolicyResponse(
+            policy=_policy(state),
+            sale_state=common_pb2.SALE_STATE_BLOCKED if stopped else common_pb2.SALE_STATE_SELLABLE,
+            overrides=[pb.SkuOverrideEntry(sku=o.sku, override=_override(o)) for o in overrides],
+            next_page_token=overrides[-1].sku if len(overrides) == size else "",
+        )
+
+    def list_policies(self, request: pb.ListPoliciesRequest, ctx: CallContext) -> pb.ListPoliciesResponse:
+        """Return all that is set as a whole."""
+        as_of = self._freshness.latest(ctx)
+        found = self._replica.policies()
+        as_of.version = str(found.version)
+        return pb.ListPoliciesResponse(
+            policies=map(_policy, found.channels),
+            nodes=[
+                pb.NodePolicy(
+                    node=n.node, state=common_pb2.NodeState.ValueType(n.state), safety_stock=n.safety_stock
+                )
+                for n in found.nodes
+            ],
+            stops=[pb.SaleStop(channel=stop.channel, sku=stop.sku) for stop in found.stops],
+            as_of=as_of,
+        )
+
+    def _write(self, request: Message, ctx: CallContext, what: str, value: list[object]) -> calls.PolicyReply:
+        reason: str = request.reason  # type: ignore[attr-defined]  # every policy write has these four fields
+        check_reason(reason)
+        not_built(etag=bool(request.etag), validate_only=request.validate_only)  # type: ignore[attr-defined]
+        key = request_key(request.request_id, request, ctx)  # type: ignore[attr-defined]
+        change = calls.PolicyChange(key, what, value, reason, self._ledger.settings.auto_create)
+        reply = call(ctx, lambda: self._ledger.set_policy(change, ctx.deadline))
+        if reply.status != "OK":
+            raise refuse(reply.status, name=reply.name)
+        return reply
+
+
+def _buffer_value(buffer: common_pb2.Buffer) -> tuple[int, int]:
+    """(units, percent), one of them absent."""
+    if buffer.WhichOneof("value") == "percent":
+        if not 0 <= buffer.percent <= 100:
+            raise invalid(f"buffer.percent must be 0 to 100, not {buffer.percent}", field="buffer")
+        return _ABSENT, buffer.percent
+    check_quantity(buffer.units, "buffer.units", least=0)
+    return buffer.units, _ABSENT
+
+
+def _channel_value(policy: pb.ChannelPolicy) -> list[object]:
+    check_id(policy.channel, "channel")
+    if policy.all_nodes == bool(policy.nodes):
+        raise invalid("give nodes or all_nodes, not both and not none", field="nodes")
+    if len(policy.nodes) > CHANNEL_NODES_MAX:
+        raise invalid(f"{len(policy.nodes)} nodes, at most {CHANNEL_NODES_MAX}", field="nodes")
+    for node in policy.nodes:
+        check_id(node, "node")
+    if len(set(policy.nodes)) != len(policy.nodes):
+        raise invalid("a node is named twice", field="nodes")
+    units, percent = _buffer_value(policy.buffer)
+    check_quantity(policy.oversell_limit, "oversell_limit", least=0)
+    check_quantity(policy.low_stock_threshold, "low_stock_threshold", least=0)
+    publish_limit = _ABSENT
+    if policy.HasField("publish_limit"):
+        check_quantity(policy.publish_limit, "publish_limit", least=0)
+        publish_limit = policy.publish_limit
+    not_built(
+        **{
+            "staleness EXCLUDE": policy.staleness == pb.STALENESS_EXCLUDE,
+            "this unreachable value": policy.unreachable not in (0, pb.UNREACHABLE_REFUSE),
+            "this staleness value": policy.staleness not in pb.Staleness.values(),
+        }
+    )
+    return [
+        policy.channel,
+        policy.all_nodes,
+        list(policy.nodes),
+        units,
+        percent,
+        policy.oversell_limit,
+        policy.low_stock_threshold,
+        publish_limit,
+        pb.STALENESS_KEEP,
+        pb.UNREACHABLE_REFUSE,
+    ]
+
+
+def _override_value(channel: str, sku: str, override: pb.SkuOverride) -> list[object]:
+    units = percent = oversell = publish = _ABSENT
+    if override.HasField("buffer"):
+        units, percent = _buffer_value(override.buffer)
+    if override.HasField("oversell_limit"):
+        check_quantity(override.oversell_limit, "oversell_limit", least=0)
+        oversell = override.oversell_limit
+    if override.HasField("publish_limit"):
+        check_quantity(override.publish_limit, "publish_limit", least=0)
+        publish = override.publish_limit
+    nodes = list(dict.fromkeys(override.excluded_nodes))
+    if len(nodes) > CHANNEL_NODES_MAX:
+        raise invalid(f"{len(nodes)} nodes, at most {CHANNEL_NODES_MAX}", field="excluded_nodes")
+    for node in nodes:
+        check_id(node, "node")
+    return [channel, sku, units, percent, oversell, publish, nodes]
+
+
+def _buffer(units: int, percent: int) -> common_pb2.Buffer:
+    return common_pb2.Buffer(percent=percent) if percent >= 0 else common_pb2.Buffer(units=max(0, units))
+
+
+def _policy(state: ChannelState) -> pb.ChannelPolicy:
+    return pb.ChannelPolicy(
+        channel=state.channel,
+        nodes=state.nodes,
+        all_nodes=state.all_nodes,
+        buffer=_buffer(state.buffer_units, state.buffer_percent),
+        oversell_limit=state.oversell_limit,
+        low_stock_threshold=state.low_stock_threshold,
+        publish_limit=None if state.publish_limit < 0 else state.publish_limit,
+        staleness=pb.Staleness.ValueType(state.staleness),
+        unreachable=pb.Unreachable.ValueType(state.unreachable),
+        version=state.version,
+        author=state.author,
+        reason=state.reason,
+        update_time=timestamp(state.clock_ms) if state.clock_ms else None,
+    )
+
+
+def _override(state: OverrideState) -> pb.SkuOverride:
+    has_buffer = state.buffer_units >= 0 or state.buffer_percent >= 0
+    return pb.SkuOverride(
+        buffer=_buffer(state.buffer_units, state.buffer_percent) if has_buffer else None,
+        oversell_limit=None if state.oversell_limit < 0 else state.oversell_limit,
+        publish_limit=None if state.publish_limit < 0 else state.publish_limit,
+        excluded_nodes=state.excluded_nodes,
+    )
