@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shlex
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +33,7 @@ STOP_TIMEOUT_S = 15.0
 CALL_TIMEOUT_S = 15.0
 """Longer than the client's default: a busy laptop is no reason for the show to fail."""
 LISTED_MAX = 20
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class DemoError(Exception):
@@ -41,6 +43,7 @@ class DemoError(Exception):
 def run(*, seconds: float, seed: int, keep: bool) -> int:
     """Run the demo; return the exit code: 0 only when nothing was oversold and nothing differs."""
     console = Console()
+    signal.signal(signal.SIGTERM, _leave)  # end the server and remove the data on the way out
     with (
         _data_dir() as data_dir,
         _server(data_dir) as target,
@@ -154,6 +157,7 @@ def _server(data_dir: Path) -> Iterator[str]:
             stderr=out,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_end_with_parent(ctypes.CDLL(None)),  # no thread of ours runs yet
             env=_environment(),
         )
     try:
@@ -165,6 +169,19 @@ def _server(data_dir: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _end_with_parent(libc: ctypes.CDLL) -> Callable[[], None]:
+    """Return what a child runs first: asked of Linux, it gets SIGTERM when we are killed without a word."""
+
+    def ask() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask
 
 
 def _environment() -> dict[str, str]:
