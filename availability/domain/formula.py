@@ -53,8 +53,9 @@ def counted_nodes(member: Flags, online: Flags, stale: Flags, *, exclude_stale: 
 def sums(values: Ints, offsets: Ints) -> Ints:
     """Add up rows per sku; a sku without rows gets 0. Exact: int64, and a wrapped running sum cancels out."""
     running = np.zeros(values.size + 1, np.int64)
-    np.cumsum(values, out=running[1:])
-    return np.diff(running[offsets])
+    values.cumsum(out=running[1:])
+    ends = running[offsets]
+    return ends[1:] - ends[:-1]
 
 
 def pool(nets: Ints, counted: Flags, member: Flags, offsets: Ints) -> Ints:

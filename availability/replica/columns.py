@@ -299,7 +299,7 @@ def _view(array: Ints) -> memoryview:
 
 def _ranges(starts: Ints, lengths: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
     offsets = np.zeros(starts.size + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
+    lengths.cumsum(out=offsets[1:])
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 

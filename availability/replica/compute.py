@@ -56,7 +56,7 @@ def shared_terms(rows: Rows, policies: Policies) -> Terms:
         rows=rows,
         gives=gives,
         nets=formula.net(gives, values[:, RESERVED], values[:, COMMITTED]),
-        known=np.diff(rows.offsets) > 0,
+        known=rows.offsets[1:] > rows.offsets[:-1],
         stopped=policies.stops.hit(rows.skus),
     )
 

