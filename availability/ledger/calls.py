@@ -97,7 +97,7 @@ class Deltas(msgspec.Struct, array_like=True, frozen=True):
 
 
 class DeltasReply(msgspec.Struct, array_like=True, frozen=True):
-    """``results`` are DeltaResult numbers; ``details`` (index, result, reason, expected number) of those not APPLIED."""
+    """``results`` are DeltaResult numbers; ``details`` (index, result, reason, expected number) of the others."""
 
     status: str
     version: str

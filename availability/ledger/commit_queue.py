@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-import redis
 from redis.exceptions import RedisError, ResponseError
 
 from availability.ledger import keys
@@ -103,7 +103,7 @@ class CommitQueue:
         self._on_group = on_group
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._pool = make_pool(connection)
-        self._connection: redis.Connection | None = None
+        self._connection: Any = None  # Any: redis-py types its connections loosely
         self._meta_key = keys.meta(connection.prefix, connection.shard)
         self._confirm_key = keys.confirm(connection.prefix, connection.shard)
         self._ledger_id = ""
@@ -250,7 +250,7 @@ class CommitQueue:
             confirmed = isinstance(acknowledged, int) and acknowledged >= self._settings.wait_replicas
         return self._settle(group, replies, confirmed)
 
-    def _read(self, connection: redis.Connection) -> object:
+    def _read(self, connection: Any) -> object:
         try:
             return connection.read_response(disable_decoding=True)
         except ResponseError as error:
@@ -315,9 +315,9 @@ class CommitQueue:
             raise NoLedger("Redis holds another ledger, or none, under this prefix")
         self._epoch = str(epoch).encode()
 
-    def _connect(self) -> redis.Connection:
+    def _connect(self) -> Any:
         if self._connection is None:
-            connection = self._pool.make_connection()
+            connection: Any = self._pool.make_connection()
             try:
                 connection.connect()
             except (RedisError, OSError) as error:

@@ -47,7 +47,7 @@ class AvailabilityHandlers:
         check_id(sku, "sku")
         age_ms, degraded = self._freshness.check(request, ctx)
         value = self._replica.get(channel, sku)
-        nodes = ()
+        nodes: list[pb.NodeAvailability] = []
         if request.include_nodes:
             nodes = [
                 pb.NodeAvailability(node=n.node, free_quantity=n.free, sellable_quantity=n.sellable)

@@ -18,7 +18,9 @@ from availability.service.requests import check_id
 from availability.telemetry import OutcomeMetrics
 from availability.v1 import stock_pb2 as pb
 
-_NAMES = {value: name.removeprefix("DELTA_RESULT_").lower() for name, value in pb.DeltaResult.items()}
+_NAMES: dict[int, str] = {
+    value: name.removeprefix("DELTA_RESULT_").lower() for name, value in pb.DeltaResult.items()
+}
 _APPLIED, _PARKED = pb.DELTA_RESULT_APPLIED, pb.DELTA_RESULT_PARKED
 
 
@@ -41,7 +43,7 @@ class SentBatch:
         self._outcomes = outcomes
 
     def answer(self) -> Answer:
-        """Wait for all its calls. Raises ServiceError; what was applied before stays applied and is a DUPLICATE later."""
+        """Wait for all its calls. Raises ServiceError; what was applied by then is a DUPLICATE when sent again."""
         results: list[int] = []
         details: list[pb.DeltaDetail] = []
         ledger_calls: list[pb.LedgerCall] = []

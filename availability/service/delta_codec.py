@@ -66,7 +66,7 @@ def pack(delta: pb.Delta, source: str) -> tuple[msgspec.Raw, bool]:
     occurred_us = _microseconds(delta.occurred_time) if delta.HasField("occurred_time") else 0
     due_us = _microseconds(delta.due_time) if delta.HasField("due_time") else 0
     sequence, event_id = delta.source_sequence, delta.event_id
-    content = (
+    content: tuple[object, ...] = (
         delta.stream,
         sequence,
         event_id,

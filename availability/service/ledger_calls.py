@@ -33,7 +33,7 @@ _REASONS: tuple[tuple[type[LedgerError], Reason], ...] = (
     (LedgerRefused, Reason.LEDGER_UNREACHABLE),
 )
 
-DURABILITIES: dict[str, common_pb2.Durability] = {
+DURABILITIES: dict[str, common_pb2.Durability.ValueType] = {
     "demo": common_pb2.DURABILITY_DEMO,
     "single-strict": common_pb2.DURABILITY_SINGLE_STRICT,
     "ha": common_pb2.DURABILITY_HA,

@@ -31,7 +31,12 @@ class PolicyHandlers:
     """PolicyService."""
 
     def __init__(
-        self, ledger: Ledger, replica: Replica, freshness: Freshness, *, durability: common_pb2.Durability
+        self,
+        ledger: Ledger,
+        replica: Replica,
+        freshness: Freshness,
+        *,
+        durability: common_pb2.Durability.ValueType,
     ) -> None:
         self._ledger = ledger
         self._replica = replica

@@ -22,7 +22,7 @@ from availability.telemetry import OutcomeMetrics
 from availability.v1 import common_pb2
 from availability.v1 import reservation_pb2 as pb
 
-_OUTCOMES: dict[str, pb.ReservationOutcome] = {
+_OUTCOMES: dict[str, pb.ReservationOutcome.ValueType] = {
     "RESERVED": pb.RESERVATION_OUTCOME_RESERVED,
     "PARTIAL": pb.RESERVATION_OUTCOME_PARTIAL,
     "INSUFFICIENT_STOCK": pb.RESERVATION_OUTCOME_INSUFFICIENT_STOCK,
@@ -39,7 +39,7 @@ class ReservationHandlers:
         *,
         new_id: Callable[[], str],
         lines_max: int,
-        durability: common_pb2.Durability,
+        durability: common_pb2.Durability.ValueType,
         outcomes: OutcomeMetrics,
         page_size: int = PAGE_SIZE_DEFAULT,
         page_size_max: int = PAGE_SIZE_MAX,
@@ -78,7 +78,7 @@ class ReservationHandlers:
             raise refuse(reply.status, channel=request.channel, node=request.node)
         self._outcomes.reservation(reply.status.lower())
         return pb.CreateReservationResponse(
-            reservation=_reservation(reply.reservation),
+            reservation=_shown(reply.reservation),
             outcome=outcome,
             shortages=[
                 pb.Shortage(sku=lines[i][0], requested_quantity=lines[i][1], sellable_quantity=sellable)
@@ -102,7 +102,7 @@ class ReservationHandlers:
         reply = call(ctx, lambda: self._ledger.extend(command, ctx.deadline))
         self._expect("EXTENDED", reply, request.reservation_id)
         return pb.ExtendReservationResponse(
-            reservation=_reservation(reply.reservation),
+            reservation=_shown(reply.reservation),
             replayed=reply.replayed,
             version=reply.version,
             durability=self._durability,
@@ -120,7 +120,7 @@ class ReservationHandlers:
         reply = call(ctx, lambda: self._ledger.commit(command, ctx.deadline))
         self._expect("COMMITTED", reply, request.reservation_id)
         return pb.CommitReservationResponse(
-            reservation=_reservation(reply.reservation),
+            reservation=_shown(reply.reservation),
             order_cancelled=reply.order_cancelled,
             replayed=reply.replayed,
             version=reply.version,
@@ -137,7 +137,7 @@ class ReservationHandlers:
         reply = call(ctx, lambda: self._ledger.release(command, ctx.deadline))
         self._expect("RELEASED", reply, request.reservation_id)
         return pb.ReleaseReservationResponse(
-            reservation=_reservation(reply.reservation),
+            reservation=_shown(reply.reservation),
             replayed=reply.replayed,
             version=reply.version,
             durability=self._durability,
@@ -203,9 +203,12 @@ def _page_token(token: str) -> tuple[int, str]:
     return int(score), after_id
 
 
-def _reservation(view: calls.HoldView | bool) -> pb.Reservation | None:
-    if isinstance(view, bool):
-        return None
+def _shown(view: calls.HoldView | bool) -> pb.Reservation | None:
+    """A reply's reservation; the ledger says False where there is none."""
+    return None if isinstance(view, bool) else _reservation(view)
+
+
+def _reservation(view: calls.HoldView) -> pb.Reservation:
     return pb.Reservation(
         reservation_id=view.reservation_id,
         state=pb.ReservationState.ValueType(view.state),

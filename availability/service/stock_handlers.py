@@ -22,6 +22,10 @@ STREAM_BATCH_TIMEOUT_S = 30.0
 _QUEUE_POLL_S = 0.5
 
 
+_Read = tuple[int, SentBatch] | BaseException | None
+"""What the reading thread of a stream hands on: a batch under way, what ended the stream, or its end."""
+
+
 class StockHandlers:
     """StockService."""
 
@@ -30,7 +34,7 @@ class StockHandlers:
         ledger: Ledger,
         sender: DeltaSender,
         *,
-        durability: common_pb2.Durability,
+        durability: common_pb2.Durability.ValueType,
         unacked_batches_max: int,
     ) -> None:
         self._ledger = ledger
@@ -58,7 +62,7 @@ class StockHandlers:
 
         One thread reads and submits, this one waits and acknowledges: the next batch is packed while the ledger works.
         """
-        window: queue.Queue[tuple[int, SentBatch] | BaseException | None] = queue.Queue(self._unacked_max)
+        window: queue.Queue[_Read] = queue.Queue(self._unacked_max)
         ended = threading.Event()
 
         def read() -> None:
@@ -184,7 +188,7 @@ def refuse_order(source: str, ref: str) -> ServiceError:
     return ServiceError(Reason.ORDER_NOT_FOUND, "no such order", order_source=source, order_ref=ref)
 
 
-def _put(window: queue.Queue[object], item: object, ended: threading.Event) -> None:
+def _put(window: queue.Queue[_Read], item: _Read, ended: threading.Event) -> None:
     """Hand on, unless nobody takes any more."""
     while not ended.is_set():
         try:
@@ -248,7 +252,8 @@ def _later(a: list[object], b: list[object]) -> bool:
 
     def order(key: list[object]) -> tuple[int, bytes, bytes, bool, int, bytes]:
         occurred, source, stream, sequence, event_id = key
-        assert isinstance(occurred, int) and isinstance(sequence, int)
+        assert isinstance(occurred, int)
+        assert isinstance(sequence, int)
         return (
             occurred,
             str(source).encode(),
