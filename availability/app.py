@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from availability.config import RedisSettings, Settings
-from availability.last_seen import LastSeen, LedgerLost
+from availability.ledger.last_seen import LastSeen, LedgerLost
 from availability.ledger.commit_queue import QueueSettings
 from availability.ledger.connection import ConnectionSettings
 from availability.ledger.embedded import EmbeddedError, EmbeddedRedis

@@ -18,7 +18,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 OURS = ("availability", "ingest", "publisher")
 
 # What replica and history may know of the authority: its records, versions and reads; never its writes.
-LEDGER_READS = ("availability.ledger.record", "availability.ledger.version", "availability.ledger.reader")
+LEDGER_READS = ("availability.ledger.record", "availability.ledger.reader", "availability.ledger.errors")
 # What a guest package may use of the server's.
 GUEST_PARTS = ("availability.client", "availability.replica", "availability.history", "availability.domain")
 

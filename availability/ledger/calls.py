@@ -178,6 +178,7 @@ class OrderLineState(msgspec.Struct, array_like=True, frozen=True):
     sourced: dict[str, int] | list[object]
     allocated: dict[str, tuple[int, list[object]]] | list[object]
     shipped: dict[str, int] | list[object]
+    word_node: str
 
 
 class OrderSkuState(msgspec.Struct, array_like=True, frozen=True):

@@ -2,16 +2,17 @@
 --
 -- `ord:<order>` is a hash: "m" -> {cancel_key | false, channel, reservations, last_fact_ms, source, ref},
 -- "s" .. sku -> facts = {lines, holds, waived, committed, auto, hint}:
---   lines      {{line, own, word (-1: none), word_key | false, sourced {node: q}, allocated {node: {q, key}}, shipped {node: q}}, ...}
+--   lines      {{line, own, word (-1: none), word_key | false, sourced {node: q}, allocated {node: {q, key}}, shipped {node: q},
+--              node that the word names}, ...}
 --   holds      {reservation: {{node, q}, ...}} of active holds that carry the order
 --   waived     {node: q} of these holds that do not count, because the order's own facts count them already
 --   committed  {node: q} as it stands in the positions
 --   auto       {{node, q}, ...} where the ledger sourced what no fact gives a node
---   hint       node named by the order's source, or ''
+--   hint       node named by the latest word, or '': what no other fact gives a node then sits there
 -- "z" -> '1' for a closed order whose facts are gone: later facts are refused. Links of orders get "l".
 
 local Orders = {}
-local OWN, WORD, WORD_KEY, SOURCED, ALLOCATED, SHIPPED = 2, 3, 4, 5, 6, 7
+local OWN, WORD, WORD_KEY, SOURCED, ALLOCATED, SHIPPED, WORD_NODE = 2, 3, 4, 5, 6, 7, 8
 local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT = 1, 2, 3, 4, 5, 6
 local CANCEL, CHANNEL, RESERVATIONS, LAST_FACT = 1, 2, 3, 4
 local RESERVATIONS_KEPT = 200
@@ -77,7 +78,7 @@ function Orders.line(facts, name)
   for _, l in ipairs(facts[LINES]) do
     if l[1] == name then return l end
   end
-  local l = {name, 0, -1, false, {}, {}, {}}
+  local l = {name, 0, -1, false, {}, {}, {}, ''}
   facts[LINES][#facts[LINES] + 1] = l
   return l
 end
@@ -183,10 +184,18 @@ function Orders.covered(facts, cancel)
   return spoken and max(0, wanted - own) or 0, said
 end
 
+-- The node that the latest word names.
+local function hint_of(facts)
+  local latest
+  for _, l in ipairs(facts[LINES]) do
+    if l[WORD_KEY] and (not latest or Orders.key_less(latest[WORD_KEY], l[WORD_KEY])) then latest = l end
+  end
+  return latest and latest[WORD_NODE] or ''
+end
+
 -- Where the source names no node: the channel of the order's first commit, else the channel named like its
 -- source, else every node. Returns places {node, free}, never empty where any node is declared.
-local function auto_places(ctx, o, sku, hint)
-  if hint ~= '' then return {{hint, 0}} end
+local function auto_places(ctx, o, sku)
   local channel = o.meta[CHANNEL] ~= '' and Policy.channel(ctx, o.meta[CHANNEL], false)
     or Policy.channel(ctx, o.meta[5], false) or Policy.everywhere(ctx)
   local s = Positions.read(ctx, sku, channel)
@@ -244,21 +253,26 @@ function Orders.settle(ctx, o, sku)
   local committed, need = {}, 0
   local cancel = o.meta[CANCEL]
   for _, g in ipairs(groups_of(facts, cancel)) do need = need + confirm(g, committed) end
+  local hint = hint_of(facts)
   local auto, have = {}, 0
-  for _, a in ipairs(facts[AUTO]) do
-    local q = min(a[2], need - have)
-    if q > 0 then
-      auto[#auto + 1] = {a[1], q}
-      have = have + q
-      add_to(committed, a[1], q)
+  if hint ~= '' then
+    if need > 0 then auto[1], have = {hint, need}, need end
+  else
+    for _, a in ipairs(facts[AUTO]) do
+      local q = min(a[2], need - have)
+      if q > 0 then
+        auto[#auto + 1] = {a[1], q}
+        have = have + q
+      end
     end
   end
+  for _, a in ipairs(auto) do add_to(committed, a[1], a[2]) end
   move(ctx, sku, 'committed', facts[COMMITTED], committed, 1)
   local waived = waive(facts, Orders.covered(facts, cancel), committed)
   move(ctx, sku, 'reserved', facts[WAIVED], waived, -1)
   local oversold = 0
   if need > have then
-    local places = auto_places(ctx, o, sku, facts[HINT])
+    local places = auto_places(ctx, o, sku)
     if #places > 0 then
       local sources
       sources, oversold = Sourcing.take(places, need - have)
@@ -270,9 +284,9 @@ function Orders.settle(ctx, o, sku)
         p.committed = p.committed + src[2]
         Positions.touch(ctx, s, src[1])
       end
-      if facts[HINT] ~= '' then oversold = 0 end
     end
   end
+  facts[HINT] = hint
   facts[COMMITTED], facts[WAIVED], facts[AUTO] = committed, waived, auto
   return oversold
 end

@@ -181,8 +181,7 @@ local function say_quantity(ctx, txn, order, d, key, quantity)
   local facts = Orders.facts(order, d[SKU])
   local l = Orders.line(facts, d[LINE])
   if l[4] and not Orders.key_less(l[4], key) then return STALE end
-  l[3], l[4] = quantity, key
-  if d[NODE] ~= '' then facts[6] = d[NODE] end
+  l[3], l[4], l[8] = quantity, key, d[NODE]
   settle(ctx, order, d[SKU])
   return nil
 end
