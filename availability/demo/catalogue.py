@@ -21,11 +21,10 @@ CHANNEL_SHARES = {"web": 6, "market": 3, "pos": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """A sku with its opening stock per node of NODES, and the level below which the WMS receives more."""
+    """A sku with its opening stock per node of NODES."""
 
     sku: str
     opening: tuple[int, int, int]
-    restock_below: int = 12
 
 
 ITEMS = (
@@ -37,7 +36,7 @@ ITEMS = (
     Item(sku="KETTLE", opening=(24, 16, 5)),
     Item(sku="SHOE:42 {red}", opening=(20, 14, 7)),  # a sku is opaque text
 )
-FLASH = Item(sku="CONSOLE-X", opening=(3, 2, 0), restock_below=0)
+FLASH = Item(sku="CONSOLE-X", opening=(3, 2, 0))
 FLASH_CHANNEL = "web"
 BUYERS_A_UNIT = 40
 SAFETY_STOCK = {("LAMP", STORE): 1, ("KETTLE", STORE): 1}

@@ -14,6 +14,7 @@ from availability.demo.catalogue import (
     NODES,
     SAFETY_STOCK,
     SOUTH,
+    STORE,
 )
 from availability.demo.story import Feed, Order, Story
 from availability.v1 import common_pb2 as common
@@ -23,6 +24,10 @@ from availability.v1 import stock_pb2 as stk
 OFFLINE_AT, ONLINE_AT, TWICE_AT = 0.56, 0.80, 0.42
 """Moments of the show, as parts of its length."""
 TICK_S = 0.25
+RECEIVING = (4, 3, 2)
+"""How often goods arrive at each of NODES."""
+TWICE_DELTAS_MIN = 3
+"""A batch worth sending twice."""
 SET_UP = "demo set-up"
 
 
@@ -157,11 +162,12 @@ def wms(story: Story) -> None:
         _receive(story, chance, feed)
         _inspect(story, chance, feed)
         sent = feed.send(settle=True)
-        if sent and not twice and story.has_passed(TWICE_AT):
+        if len(sent) >= TWICE_DELTAS_MIN and not twice and story.has_passed(TWICE_AT):
             twice = True
             feed.send_again(sent)
-            many = f"{len(sent)} deltas" if len(sent) > 1 else "a delta"
-            story.journal.tell("twice", f"WMS lost the ack and sends {many} again: DUPLICATE, counted once")
+            story.journal.tell(
+                "twice", f"WMS lost an ack, sends {len(sent)} deltas again: DUPLICATE, counted once"
+            )
     feed.close()
 
 
@@ -205,9 +211,10 @@ def _ship(story: Story, chance: random.Random, feed: Feed) -> None:
 
 
 def _receive(story: Story, chance: random.Random, feed: Feed) -> None:
-    if chance.random() >= 0.12:
+    if chance.random() >= 0.4:
         return
-    item, node, units = chance.choice(ITEMS), chance.choice(NODES), chance.randint(4, 14)
+    item, node = chance.choice(ITEMS), chance.choices(NODES, weights=RECEIVING)[0]
+    units = chance.randint(3, 16) if node != STORE else chance.randint(1, 5)
     feed.add(node, stk.Delta(type=stk.DELTA_TYPE_RECEIPT, sku=item.sku, node=node, quantity=units))
     story.journal.tell("stock", f"{units} {item.sku} arrive at {node}")
 
