@@ -5,12 +5,13 @@ local ONLINE = 1
 
 -- Decoded policy, kept between calls under a name that no other content can have: the chain of the change that led
 -- to it. Filled from committed state only, and left at the first change.
-local kept = {name = '', channels = {}}
+local CHANNELS_KEPT = 1000
+local kept = {name = '', channels = {}, count = 0}
 
 local function keep_of(ctx)
+  if ctx.policy == '' or ctx.policy_changed then return {channels = {}, count = 0} end
   local name = ctx.base .. ctx.policy
-  if ctx.policy == '' or ctx.policy_changed then return {channels = {}} end
-  if kept.name ~= name then kept = {name = name, channels = {}} end
+  if kept.name ~= name or kept.count > CHANNELS_KEPT then kept = {name = name, channels = {}, count = 0} end
   return kept
 end
 
@@ -31,7 +32,7 @@ end
 -- Declare or replace a node. state is a NodeState array of record.py.
 function Policy.put_node(ctx, txn, state)
   if not ctx.policy_changed then -- what is kept belongs to the state before
-    ctx.policy_changed, ctx.node_table, kept = true, nil, {name = '', channels = {}}
+    ctx.policy_changed, ctx.node_table, kept = true, nil, {name = '', channels = {}, count = 0}
   end
   local nodes, name = Policy.node_table(ctx), state[1]
   local entry = {name, state[2], state[3]}
@@ -83,12 +84,13 @@ end
 function Policy.channel(ctx, name, auto_create)
   local keep = keep_of(ctx)
   local channel = keep.channels[name]
-  if channel then return channel end
+  if channel then return (channel.declared or auto_create) and channel or nil end
   local raw = call('HGET', ctx.base .. 'policy:channel', name)
   if not raw and not auto_create then return nil end
   local blocked = call('HGET', ctx.base .. 'policy:stop', name) and true or false
   channel = from_state(ctx, raw and unpack_msg(raw) or {name, true, {}, 0, -1, 0}, blocked)
-  if raw then keep.channels[name] = channel end
+  channel.declared = raw and true or false
+  keep.channels[name], keep.count = channel, keep.count + 1
   return channel
 end
 
