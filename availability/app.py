@@ -163,7 +163,7 @@ def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServ
         stop_metrics = start_metrics_listener(settings.metrics.listen, telemetry.registry)
         if stop_metrics is not None:
             stack.callback(stop_metrics)
-        port = server.start()
+        port = _start(server, settings.listen)
         stack.callback(
             server.drain, notice_s=settings.drain.notice_ms / 1000, grace_s=settings.drain.grace_ms / 1000
         )
@@ -259,6 +259,13 @@ def _open(ledger: Ledger, last_seen: LastSeen) -> None:
     ledger.open(uuid.uuid4().hex)
 
 
+def _start(server: GrpcServer, listen: str) -> int:
+    try:
+        return server.start()
+    except RuntimeError as error:
+        raise StartRefused(f"cannot listen on {listen}: is another server there?") from error
+
+
 def _wait_until_ready(replica: Replica) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not replica.ready:
@@ -335,6 +342,7 @@ def _grpc_server(
             calls_max=limits.calls_max,
             streams_max={"WatchAvailability": limits.watchers_max, "StreamDeltas": limits.delta_streams_max},
             message_bytes_max=limits.message_bytes_max,
+            reuse_port=False,  # two servers on one port by accident would share its calls
             reflection=settings.reflection or embedded,
         ),
         metrics=telemetry.calls,

@@ -258,12 +258,6 @@ class CommitQueueSettings(_Section):
     """Group commit: writes that travel to the ledger together."""
 
     group_max: int = Field(100, ge=1, le=1_000, description="Ledger calls of one round trip.")
-    length_max: int = Field(
-        10_000,
-        ge=10,
-        le=1_000_000,
-        description="Writes that wait for their round trip; beyond it OVERLOADED.",
-    )
 
 
 class RetentionSettings(_Section):
@@ -314,10 +308,9 @@ class Settings(BaseSettings):
     )
 
     listen: str = Field(
-        "127.0.0.1:50051", min_length=1, description="Address of the gRPC port: host:port or unix:<path>."
+        "127.0.0.1:7443", min_length=1, description="Address of the gRPC port: host:port or unix:<path>."
     )
     data_dir: Path = Field(Path("data"), description="Where the embedded ledger and local files live.")
-    processes: int = Field(1, ge=1, le=256, description="Server processes that share the port.")
     auto_create: bool = Field(
         False, description="Channels without a policy sell from every node; deltas declare nodes."
     )
