@@ -20,11 +20,11 @@ import msgspec
 import structlog
 
 from availability.config import RedisSettings, Settings
-from availability.ledger.last_seen import LastSeen, LedgerLost
 from availability.ledger.commit_queue import QueueSettings
 from availability.ledger.connection import ConnectionSettings
 from availability.ledger.embedded import EmbeddedError, EmbeddedRedis
 from availability.ledger.errors import LedgerError
+from availability.ledger.last_seen import LastSeen, LedgerLost
 from availability.ledger.ledger import Ledger, LedgerSettings
 from availability.ledger.preflight import inspect
 from availability.ledger.upkeep import Upkeep

@@ -58,16 +58,19 @@ def refused(store: TokenStore, authorization: str) -> str:
 
 
 def test_a_token_says_who_and_what(path: Path, clocks: Clocks) -> None:
-    """The principal has the id, exactly the listed scopes, and the restrictions of its token."""
-    token = add_token(path, id="erp", scopes=[Scope.ADMIN], sources=["sap"], channels=["web"], nodes=["W1"])
+    """The principal has the id, exactly the listed scopes."""
+    token = add_token(path, id="erp", scopes=[Scope.ADMIN])
     principal = clocks.store(path).principal(f"Bearer {token}")
     assert principal.id == "erp"
     assert principal.scopes == {Scope.ADMIN}  # admin implies no other
-    assert [set(found) for found in (principal.sources, principal.channels, principal.nodes)] == [
-        {"sap"},
-        {"web"},
-        {"W1"},
-    ]
+
+
+def test_a_restriction_that_is_not_enforced_is_refused(path: Path, clocks: Clocks) -> None:
+    """A file that restricts a token to channels does not start a server that would ignore it."""
+    add_token(path, id="erp", scopes=[Scope.ADMIN])
+    path.write_text(path.read_text().replace('"scopes"', '"channels":["web"],"scopes"'))
+    with pytest.raises(TokenFileError):
+        clocks.store(path)
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,6 @@ def create(
     id: Id,
     file: TokensFile,
     scope: Annotated[list[str], typer.Option("--scope", help="read, reserve, ingest, admin; repeatable.")],
-    channel: Annotated[list[str] | None, typer.Option("--channel", help="Only these; repeatable.")] = None,
-    source: Annotated[list[str] | None, typer.Option("--source", help="Only these; repeatable.")] = None,
-    node: Annotated[list[str] | None, typer.Option("--node", help="Only these; repeatable.")] = None,
     expires_in: Annotated[
         str, typer.Option("--expires-in", metavar="DURATION", help="720h and so on; never where none.")
     ] = "",
@@ -54,9 +51,6 @@ def create(
             file,
             id=id,
             scopes={Scope(word) for word in words},
-            channels=channel or (),
-            sources=source or (),
-            nodes=node or (),
             not_after=ends,
         )
     except ValueError as error:
@@ -77,9 +71,6 @@ def list_all(file: TokensFile, as_json: AsJson = False) -> None:
             "id": token.id,
             "fingerprint": token.fingerprint,
             "scopes": sorted(token.scopes),
-            "channels": sorted(token.channels),
-            "sources": sorted(token.sources),
-            "nodes": sorted(token.nodes),
             "not_after": token.not_after.isoformat() if token.not_after else None,
         }
         for token in tokens
@@ -89,16 +80,12 @@ def list_all(file: TokensFile, as_json: AsJson = False) -> None:
         return
     from rich.markup import escape
 
-    shown = table("id", "fingerprint", "scopes", "channels", "sources", "nodes", "until")
+    shown = table("id", "fingerprint", "scopes", "until")
     for token in tokens:
         shown.add_row(
             escape(token.id),
             token.fingerprint,
             ", ".join(sorted(token.scopes)),
-            *(
-                escape(", ".join(sorted(some))) or "all"
-                for some in (token.channels, token.sources, token.nodes)
-            ),
             token.not_after.isoformat(timespec="minutes") if token.not_after else "it is revoked",
         )
     console().print(shown)

@@ -1,7 +1,7 @@
 """Who asks, and what they may: bearer tokens with scopes, kept as hashes in a small JSON file.
 
-The file is `{"tokens": [{"id", "sha256", "scopes", "channels"?, "sources"?, "nodes"?, "not_after"?}]}`. An id
-may have several tokens, so that a new one is in use before the old one is revoked. A changed file is read
+The file is `{"tokens": [{"id", "sha256", "scopes", "not_after"?}]}`; a field that this release does not enforce
+is an error, so that no restriction is believed that is not there. An id may have several tokens, so that a new one is in use before the old one is revoked. A changed file is read
 again within a second; a broken one changes nothing and is logged. A token itself is shown once, by
 `add_token`, and is neither stored nor printed. It is 256 random bits, so a plain hash is enough: nobody
 guesses it, and a slow hash would cost every call.
@@ -53,13 +53,10 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Somebody whose token was good. Empty lists mean: not restricted."""
+    """Somebody whose token was good, and the scopes that it has."""
 
     id: str
     scopes: frozenset[Scope]
-    channels: frozenset[str] = frozenset()
-    sources: frozenset[str] = frozenset()
-    nodes: frozenset[str] = frozenset()
 
 
 ANONYMOUS = Principal(id="anonymous", scopes=frozenset(Scope))
@@ -93,9 +90,6 @@ class Token:
     id: str
     digest: bytes = field(repr=False)
     scopes: frozenset[Scope]
-    channels: frozenset[str] = frozenset()
-    sources: frozenset[str] = frozenset()
-    nodes: frozenset[str] = frozenset()
     not_after: datetime | None = None
 
     @property
@@ -105,9 +99,7 @@ class Token:
 
     def principal(self) -> Principal:
         """Return who a caller with this token is."""
-        return Principal(
-            id=self.id, scopes=self.scopes, channels=self.channels, sources=self.sources, nodes=self.nodes
-        )
+        return Principal(id=self.id, scopes=self.scopes)
 
 
 # --- Checking ---------------------------------------------------------------------------------------------
@@ -209,9 +201,6 @@ class _Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     id: _Name
     sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1)]
-    channels: list[_Name] = []
-    sources: list[_Name] = []
-    nodes: list[_Name] = []
     not_after: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
@@ -240,9 +229,6 @@ def add_token(
     *,
     id: str,
     scopes: Collection[Scope],
-    channels: Collection[str] = (),
-    sources: Collection[str] = (),
-    nodes: Collection[str] = (),
     not_after: datetime | None = None,
     new_secret: Callable[[int], str] = secrets.token_urlsafe,
 ) -> str:
@@ -257,9 +243,6 @@ def add_token(
         id=id,
         digest=_digest(secret),
         scopes=frozenset(Scope(scope) for scope in scopes),
-        channels=frozenset(channels),
-        sources=frozenset(sources),
-        nodes=frozenset(nodes),
         not_after=not_after,
     )
     with _locked(path):
@@ -291,9 +274,6 @@ def _token(entry: _Entry) -> Token:
         id=entry.id,
         digest=bytes.fromhex(entry.sha256),
         scopes=frozenset(entry.scopes),
-        channels=frozenset(entry.channels),
-        sources=frozenset(entry.sources),
-        nodes=frozenset(entry.nodes),
         not_after=entry.not_after,
     )
 
@@ -303,9 +283,6 @@ def _entry(token: Token) -> _Entry:
         id=token.id,
         sha256=token.digest.hex(),
         scopes=sorted(token.scopes),
-        channels=sorted(token.channels),
-        sources=sorted(token.sources),
-        nodes=sorted(token.nodes),
         not_after=token.not_after.astimezone(UTC) if token.not_after else None,
     )
 
