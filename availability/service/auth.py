@@ -1,10 +1,11 @@
 """Who asks, and what they may: bearer tokens with scopes, kept as hashes in a small JSON file.
 
-The file is `{"tokens": [{"id", "sha256", "scopes", "not_after"?}]}`; a field that this release does not enforce
-is an error, so that no restriction is believed that is not there. An id may have several tokens, so that a new one is in use before the old one is revoked. A changed file is read
-again within a second; a broken one changes nothing and is logged. A token itself is shown once, by
-`add_token`, and is neither stored nor printed. It is 256 random bits, so a plain hash is enough: nobody
-guesses it, and a slow hash would cost every call.
+The file is `{"tokens": [{"id", "sha256", "scopes", "not_after"?}]}`; a field that this release does not
+enforce is an error, so that no restriction is believed that is not there. An id may have several tokens, so
+that a new one is in use before the old one is revoked. A changed file is read again within a second; a broken
+one changes nothing and is logged. A token itself is shown once, by `add_token`, and is neither stored nor
+printed. It is 256 random bits, so a plain hash is enough: nobody guesses it, and a slow hash would cost every
+call.
 
 This module knows no transport. Who asks it: `grpc_adapter`; who edits the file: the CLI's `token` command.
 """
