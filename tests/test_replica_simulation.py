@@ -38,6 +38,7 @@ class World:
         self.ledger = FakeLedger()
         self.right: dict[tuple[Version, str], Answers] = {}
         self.past: list[Content] = []
+        self.line: list[tuple[Version, str]] = []  # the points of the history that the ledger goes on with
         self.clock_s = 0.0
         self.failed_over = False
         self.happened: Counter[str] = Counter()
@@ -47,6 +48,7 @@ class World:
             page_skus=self.random.choice((1, 2, 10)),
             batch_records=self.random.choice((1, 3, 100)),
             verify_interval_ms=self.random.choice((0, 3_000)),
+            verify_skus=self.random.choice((0, 1, 64)),  # few, so that order and chain must do their part
             chunk_rows=self.random.choice((2, 1_000)),
             watch_chunk_skus=2,
         )
@@ -87,6 +89,8 @@ class World:
         point = (ledger.version, ledger.now.chain)
         answers = {(channel, sku): ledger.answer(channel, sku) for channel in CHANNELS for sku in SKUS}
         assert self.right.setdefault(point, answers) == answers
+        if point not in self.line:
+            self.line.append(point)
         if not self.past or self.past[-1].chain != ledger.now.chain:
             self.past = [*self.past[-12:], ledger.now.copy()]
 
@@ -152,6 +156,8 @@ class World:
         """Go back a few versions; with a handshake, or (the worst) handing out the same ids again."""
         self.failed_over = True
         self.ledger.now = self.random.choice(self.past[-6:]).copy()
+        back_to = (self.ledger.version, self.ledger.now.chain)
+        self.line = self.line[: self.line.index(back_to) + 1]
         self.past = [self.ledger.now.copy()]
         if self.random.random() < 0.6:
             self.ledger.hand_shake()
@@ -187,9 +193,15 @@ class World:
 
     # --- What happens to the replica ---------------------------------------------------------------------
 
-    def between_calls(self, _: str) -> None:
+    def between_calls(self, call: str) -> None:
         if self.random.random() < 0.05:
             self.mutate()
+        if call == "page" and self.random.random() < 0.1:
+            self.put()
+            self.remember()
+        if call == "read" and self.ledger.calls[-2] == "page" and self.random.random() < 0.3:
+            self.fail_over()
+            self.remember()
 
     def step(self) -> None:
         self.failed_over = False
@@ -198,6 +210,8 @@ class World:
         self.check()
         if self.replica.ready and self.replica.freshness_ms() == 0 and not self.failed_over:
             assert self.replica.version >= version, "says it is fresh and is behind"
+            point = (self.replica.version, self.replica._state.chain)
+            assert point in self.line, "says it is fresh, and shows what a failover lost"
         self.clock_s += self.random.choice((0.01, 0.3, 1.0))
 
     def check(self) -> None:
