@@ -51,13 +51,13 @@ end
 
 local inverse = {
   HSET = function(cmd, olds)
-    for i = 1, #olds do
+    for i = 1, olds and #olds or 0 do
       local field = cmd[1 + 2 * i]
       if olds[i] then redis.pcall('HSET', cmd[2], field, olds[i]) else redis.pcall('HDEL', cmd[2], field) end
     end
   end,
   HDEL = function(cmd, olds)
-    for i = 1, #olds do redis.pcall('HSET', cmd[2], cmd[2 + i], olds[i]) end
+    for i = 1, olds and #olds or 0 do redis.pcall('HSET', cmd[2], cmd[2 + i], olds[i]) end
   end,
   SET = function(cmd, old)
     if old then redis.pcall('SET', cmd[2], old) else redis.pcall('DEL', cmd[2]) end
