@@ -151,15 +151,18 @@ function Upkeep.trim(keys, args)
   local length = call('XLEN', log)
   local from = held
   if optional and length <= kept then from = older(optional, held) end
+  local trimming = Txn.new() -- goes first: what is left after it says whether the log is full
   if from then
-    txn:add({'XTRIM', log, 'MINID', '~', version_text(from[1], from[2] + 1)})
+    trimming:add({'XTRIM', log, 'MINID', '~', version_text(from[1], from[2] + 1)})
   elseif length > kept then
-    txn:add({'XTRIM', log, 'MAXLEN', '~', int(kept)})
+    trimming:add({'XTRIM', log, 'MAXLEN', '~', int(kept)})
   end
+  trimming:commit()
+  length = call('XLEN', log)
   local full = held and length >= cap or false
   ctx.full = full
   Log.quiet(ctx, txn)
-  return pack({'OK', call('XLEN', log), full})
+  return pack({'OK', length, full})
 end
 
 -- Every kind of write that the functions use, on keys of its own: finds a missing permission before it costs stock.
