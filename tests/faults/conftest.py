@@ -1,0 +1,59 @@
+"""Fixtures of the fault suite: one Redis for tests that empty it, ledgers in it, servers that may be killed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any  # Any: a ledger's settings, by name
+
+import pytest
+
+from availability.ledger.embedded import EmbeddedRedis
+from tests.faults.lab import Lab, Process, new_folder
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    """One real Redis whose keys, settings and functions every test may throw away."""
+    folder = new_folder()
+    server = EmbeddedRedis(folder / "redis")
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def make_lab(redis_server: EmbeddedRedis) -> Iterator[Callable[..., Lab]]:
+    """A way to make a new ledger, with settings; only the latest counts, the Redis is emptied for it."""
+    made: list[Lab] = []
+
+    def make(**settings: Any) -> Lab:
+        redis_server.restart()
+        made.append(Lab(redis_server.url, **settings))
+        return made[-1]
+
+    yield make
+    for lab in made:
+        lab.close()
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    """A new ledger with the contract's limits."""
+    return make_lab()
+
+
+@pytest.fixture
+def make_process() -> Iterator[Callable[..., Process]]:
+    """A way to make servers that a test may kill; what is left of them ends with the test."""
+    made: list[Process] = []
+
+    def make(**settings: Any) -> Process:
+        made.append(Process(new_folder(), **settings))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.stop()
+        shutil.rmtree(process.folder, ignore_errors=True)

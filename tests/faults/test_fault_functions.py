@@ -1,0 +1,470 @@
+"""A fault at every call of Redis inside every function (FAILURES section 2, number 7).
+
+The same ledger is laid out anew for each fault. After it: nothing of the call is there; asked again, everything is,
+exactly as where no fault had been. Holds that were due when the call came are versions of their own: each of them is
+wholly there or not at all.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any  # Any: packed calls of every function
+
+import msgspec
+import pytest
+from redis.exceptions import ResponseError
+
+from availability.ledger import calls
+from availability.ledger.record import Kind
+from availability.service.delta_codec import pack
+from availability.v1 import stock_pb2 as stk
+from tests.faults.audit import Dump, audit, differences, dump, entries
+from tests.faults.lab import BASE, DAY_MS, LEDGER_ID, META, Lab, deadline, delta, request_key, reserve
+
+NOW_MS = 1_760_000_000_000
+"""Redis TIME stands still, so that two runs write the same bytes."""
+LATER_MS = NOW_MS + 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """One call on the prepared ledger. ``exempt``: keys that a fault may leave half done, and why that is harmless."""
+
+    name: str
+    function: str
+    call: object
+    due: bool = False
+    prepare: Callable[[Lab], None] | None = None
+    exempt: tuple[str, ...] = ()
+
+
+def deltas(*told: stk.Delta) -> object:
+    source = told[0].source if told else "erp"
+    return calls.Deltas(source, [pack(d, source)[0] for d in told], True, 30 * DAY_MS)
+
+
+def policy(what: str, *value: object, auto_create: bool = True) -> object:
+    return calls.PolicyChange(request_key("policy"), what, list(value), "test", auto_create)
+
+
+def commit(reservation: str, ref: str, source: str = "") -> object:
+    return calls.Commit(request_key("commit"), reservation, source, ref)
+
+
+def release(reservation: str, *lines: tuple[str, int]) -> object:
+    return calls.Release(request_key("release"), reservation, list(lines))
+
+
+def stream(action: str, sequence: int = 0) -> object:
+    return calls.StreamChange(request_key("stream"), "erp", "s", action, sequence, "test")
+
+
+def prepare(lab: Lab) -> None:
+    """Lay out a ledger with some of everything."""
+    lab.control(now_ms=NOW_MS)
+    lab.policy("p1", "channel", ["web", False, ["n1", "n2"], 0, -1, 0, 0, -1, 1, 1])
+    lab.policy("p2", "override", ["web", "c", 1, -1, -1, -1, ["n2"]])
+    lab.policy("p3", "sale_state", ["", "stopped", True])
+    for sku, node, quantity in (
+        ("a", "n1", 9),
+        ("a", "n2", 30),
+        ("b", "n1", 9),
+        ("b", "n2", 9),
+        ("c", "n1", 9),
+    ):
+        lab.receive(sku, node, quantity)
+    lab.tell(delta("QUARANTINE", "a", "n2", 4, reason="damage"), delta("RECEIPT", "stopped", "n1", 1))
+    lab.tell(*(delta("RECEIPT", "d", "n1", 1, stream="s", source_sequence=n) for n in (1, 2, 5)))
+    lab.tell(delta("ORDER_PLACED", "a", "", 2, order_ref="told", line="1", order_source="web"))
+    lab.tell(delta("ORDER_ALLOCATED", "a", "n2", 2, order_ref="told", line="1", order_source="web"))
+    lab.tell(delta("ORDER_PLACED", "b", "", 2, order_ref="named", order_source="web"))
+    lab.tell(delta("ORDER_CANCELLED", order_ref="cancelled", order_source="web"))
+    for name, lines, ref in (
+        ("plain", [("a", 10), ("b", 1)], ""),
+        ("named", [("a", 3), ("b", 2)], "named"),
+        ("named2", [("b", 1), ("c", 1)], "named"),
+        ("committed", [("a", 1)], ""),
+        ("released", [("a", 1)], ""),
+    ):
+        assert lab.reserve(name, lines, order_ref=ref, order_source="web" if ref else "").status == "RESERVED"
+    assert lab.commit("c1", "r-committed", "own").status == "COMMITTED"
+    assert lab.release("c2", "r-released").status == "RELEASED"
+    assert lab.reserve("expired", [("c", 2), ("b", 1)], hold_ms=1_000).status == "RESERVED"
+    lab.control(now_ms=NOW_MS + 1_000)
+    assert lab.sweep().expired == 1
+    for name in ("due1", "due2", "due3"):
+        ref = "named" if name == "due2" else ""
+        held = lab.reserve(name, [("a", 1), ("b", 1)], hold_ms=1_000, order_ref=ref, order_source="web")
+        assert held.status == "RESERVED"
+
+
+def take_the_rest(lab: Lab) -> None:
+    """Leave too little for a hold that expired."""
+    assert lab.reserve("rest", [("c", 8)], allow_partial=True).status == "PARTIAL"
+
+
+def age_a_day(lab: Lab) -> None:
+    lab.release("gone", "r-plain")
+    lab.age(DAY_MS + 10_000)
+
+
+def age_a_month(lab: Lab) -> None:
+    lab.tell(delta("SHIPMENT", "a", "n1", 1, order_ref="own", order_source="web"))
+    lab.age(31 * DAY_MS)
+
+
+def another_replication_id(lab: Lab) -> None:
+    lab.redis.hset(META, "replid", "0" * 40)
+
+
+def with_checkpoints(lab: Lab) -> None:
+    head = lab.ledger.head().version
+    lab.ledger.checkpoint("historian", head, required=True, deadline=deadline())
+    lab.ledger.checkpoint("silent", head, required=False, deadline=deadline())
+    lab.age(2 * DAY_MS)
+
+
+ORDER: dict[str, Any] = {"order_source": "web", "order_ref": "named"}
+FORGOTTEN = ("res:", "ended:", "ord:", "ord_last", "req:", "evt:")
+"""What a sweep forgets is gone for good, and the next sweep goes on where this one ended."""
+
+SITUATIONS = [
+    Situation(name="reserve", function="reserve", call=reserve("q", [("a", 3), ("b", 2)])),
+    Situation(name="reserve several nodes", function="reserve", call=reserve("q", [("a", 15), ("b", 5)])),
+    Situation(
+        name="reserve for an order",
+        function="reserve",
+        call=reserve("q", [("a", 3), ("b", 1)], order_source="web", order_ref="new"),
+    ),
+    Situation(
+        name="reserve for an order that its source knows",
+        function="reserve",
+        call=reserve("q", [("a", 3), ("b", 1)], order_source="web", order_ref="told"),
+    ),
+    Situation(
+        name="reserve in part",
+        function="reserve",
+        call=reserve("q", [("a", 99), ("b", 2)], allow_partial=True),
+    ),
+    Situation(name="reserve too much", function="reserve", call=reserve("q", [("a", 99), ("b", 2)])),
+    Situation(name="reserve at a node", function="reserve", call=reserve("q", [("a", 3)], node="n2")),
+    Situation(
+        name="reserve in a channel of its own",
+        function="reserve",
+        call=reserve("q", [("a", 3)], channel="pos"),
+    ),
+    Situation(name="reserve, others due", function="reserve", call=reserve("q", [("a", 3)]), due=True),
+    Situation(name="extend", function="extend", call=calls.Extend(request_key("x"), "r-plain", 9_000)),
+    Situation(
+        name="extend, due itself",
+        function="extend",
+        call=calls.Extend(request_key("x"), "r-due1", 9_000),
+        due=True,
+    ),
+    Situation(
+        name="extend too late", function="extend", call=calls.Extend(request_key("x"), "r-expired", 9_000)
+    ),
+    Situation(name="commit", function="commit", call=commit("r-plain", "o1")),
+    Situation(name="commit what carries the order", function="commit", call=commit("r-named", "")),
+    Situation(name="commit to another order", function="commit", call=commit("r-named", "o2")),
+    Situation(name="commit to a known order", function="commit", call=commit("r-plain", "told", "web")),
+    Situation(
+        name="commit to a cancelled order", function="commit", call=commit("r-plain", "cancelled", "web")
+    ),
+    Situation(name="commit an expired hold", function="commit", call=commit("r-expired", "o3")),
+    Situation(
+        name="commit an expired hold in vain",
+        function="commit",
+        call=commit("r-expired", "o3"),
+        prepare=take_the_rest,
+    ),
+    Situation(name="commit again", function="commit", call=commit("r-committed", "own")),
+    Situation(name="commit, due itself", function="commit", call=commit("r-due1", "o4"), due=True),
+    Situation(name="release", function="release", call=release("r-plain")),
+    Situation(name="release a part", function="release", call=release("r-plain", ("a", 8))),
+    Situation(name="release for an order", function="release", call=release("r-named")),
+    Situation(
+        name="release a part for an order", function="release", call=release("r-named", ("a", 2), ("b", 2))
+    ),
+    Situation(name="release, others due", function="release", call=release("r-plain"), due=True),
+    Situation(name="heartbeat", function="deltas", call=deltas()),
+    Situation(name="receipt", function="deltas", call=deltas(delta("RECEIPT", "a", "n1", 5))),
+    Situation(
+        name="receipt of a new sku at a new node by a new source",
+        function="deltas",
+        call=deltas(delta("RECEIPT", "new", "new", 5, source="wms")),
+        exempt=("sources",),  # a name that has no streams yet shows nothing
+    ),
+    Situation(
+        name="receipt, holds due", function="deltas", call=deltas(delta("RECEIPT", "a", "n1", 5)), due=True
+    ),
+    Situation(
+        name="every stock delta",
+        function="deltas",
+        call=deltas(
+            delta("RECEIPT", "a", "n1", 5, reason="inspection"),
+            delta("ADJUSTMENT", "a", "n1", -2),
+            delta("ADJUSTMENT", "b", "n2", 2, state=stk.STOCK_STATE_QUARANTINED, reason="damage"),
+            delta("SHIPMENT", "b", "n1", 2),
+            delta("QUARANTINE", "b", "n1", 1, reason="recall"),
+            delta("QUARANTINE_RELEASE", "a", "n2", 4, reason="damage"),
+            delta("WRITE_OFF", "b", "n1", 1, reason="recall"),
+            delta("RETURN_RECEIVED", "c", "n2", 1, order_ref="own"),
+        ),
+    ),
+    Situation(
+        name="every order delta",
+        function="facts",
+        call=deltas(
+            delta("ORDER_PLACED", "a", "", 4, order_ref="o5", line="1"),
+            delta("ORDER_CHANGED", "a", "", 5, **ORDER),
+            delta("ORDER_ALLOCATED", "a", "n2", 3, **ORDER),
+            delta("SHIPMENT", "a", "n2", 2, **ORDER),
+            delta("SHIPMENT", "a", "n1", 1, order_ref="own", order_source="web"),
+            delta("ORDER_CANCELLED", "a", order_ref="told", order_source="web"),
+        ),
+    ),
+    Situation(
+        name="cancel an order with holds", function="facts", call=deltas(delta("ORDER_CANCELLED", **ORDER))
+    ),
+    Situation(
+        name="cancel an order with holds, some due",
+        function="facts",
+        call=deltas(delta("ORDER_CANCELLED", **ORDER)),
+        due=True,
+    ),
+    Situation(
+        name="cancel lines of an order with holds, then all",
+        function="facts",
+        call=deltas(
+            delta("ORDER_CANCELLED", "b", **ORDER),
+            delta("ORDER_CANCELLED", "c", **ORDER),
+            delta("ORDER_CANCELLED", **ORDER),
+        ),
+    ),
+    Situation(
+        name="numbers: repeated, next, a jump",
+        function="deltas",
+        call=deltas(*(delta("RECEIPT", "d", "n1", 1, stream="s", source_sequence=n) for n in (2, 3, 4, 9))),
+    ),
+    Situation(
+        name="rejected, with its number",
+        function="deltas",
+        call=deltas(delta("RECEIPT", "d", "n1", -1, stream="s", source_sequence=3)),
+    ),
+    Situation(name="skip a gap", function="stream", call=stream("SKIP_GAP", 5)),
+    Situation(name="reset a stream", function="stream", call=stream("RESET")),
+    Situation(
+        name="channel with a new node",
+        function="policy",
+        call=policy("channel", "web", False, ["new", "n2"], -1, 10, 5, 0, -1, 1, 1),
+    ),
+    Situation(
+        name="channel, holds due",
+        function="policy",
+        call=policy("channel", "pos", True, [], 0, -1, 0, 0, -1, 1, 1),
+        due=True,
+    ),
+    Situation(name="override", function="policy", call=policy("override", "web", "x", 1, -1, 2, -1, ["new"])),
+    Situation(name="clear an override", function="policy", call=policy("clear_override", "web", "c")),
+    Situation(name="safety stock", function="policy", call=policy("safety_stock", "a", "n1", 2)),
+    Situation(
+        name="safety stock of a new position", function="policy", call=policy("safety_stock", "x", "new", 2)
+    ),
+    Situation(name="safety stock of a node", function="policy", call=policy("safety_stock", "", "n1", 2)),
+    Situation(name="node offline", function="policy", call=policy("node", "n1", 2)),
+    Situation(name="new node", function="policy", call=policy("node", "new", 1)),
+    Situation(name="stop a channel", function="policy", call=policy("sale_state", "web", "", True)),
+    Situation(name="stop a sku", function="policy", call=policy("sale_state", "", "x", True)),
+    Situation(name="let go of a sku", function="policy", call=policy("sale_state", "", "stopped", False)),
+    Situation(
+        name="override refused",
+        function="policy",
+        call=policy("override", "nobody", "x", 1, -1, 2, -1, [], auto_create=False),
+    ),
+    Situation(name="sweep, nothing due", function="sweep", call=(200, DAY_MS, 30 * DAY_MS, 86_400)),
+    Situation(name="sweep, holds due", function="sweep", call=(200, DAY_MS, 30 * DAY_MS, 86_400), due=True),
+    Situation(
+        name="sweep after a day",
+        function="sweep",
+        call=(200, DAY_MS, 30 * DAY_MS, 86_400),
+        prepare=age_a_day,
+        due=True,
+        exempt=FORGOTTEN,
+    ),
+    Situation(
+        name="sweep after a month",
+        function="sweep",
+        call=(200, DAY_MS, 30 * DAY_MS, 86_400),
+        prepare=age_a_month,
+        due=True,
+        exempt=FORGOTTEN,
+    ),
+    Situation(name="checkpoint", function="checkpoint", call=("historian", 1, 3, True, False)),
+    Situation(
+        name="forget a consumer",
+        function="checkpoint",
+        call=("historian", 0, 0, False, True),
+        prepare=with_checkpoints,
+    ),
+    Situation(
+        name="trim",
+        function="trim",
+        call=(10, 20),
+        prepare=with_checkpoints,
+        exempt=("log",),  # what every reader has may go at any time
+    ),
+    Situation(name="handshake", function="handshake", call=(LEDGER_ID,), prepare=another_replication_id),
+]
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
+def test_a_fault_at_any_call_leaves_nothing_or_everything(lab: Lab, situation: Situation) -> None:
+    """Whichever call of Redis fails inside a function, nothing of it is done, and the same call does it all later."""
+    prepare(lab)
+    if situation.prepare:
+        situation.prepare(lab)
+    lab.ledger.close()  # nobody else calls
+    now_ms = LATER_MS if situation.due else NOW_MS + 1_000
+    before = audit(lab.redis)
+    stored = store(lab)
+    restore(lab, stored)
+    lab.control(now_ms=now_ms)
+    lab.fcall(situation.function, situation.call)
+    calls_made, _ = lab.control()
+    expected = audit(lab.redis)
+    if situation.name != "sweep, nothing due":
+        assert differences(before, expected), "the situation changes nothing: it proves nothing"
+    for number in range(1, calls_made + 2):
+        restore(lab, stored)
+        lab.control(fail_at=number, now_ms=now_ms)
+        failed = fails(lab, situation)
+        made, last = lab.control(now_ms=now_ms)
+        after = audit_but_for(lab, situation)
+        if not failed:
+            assert number > calls_made, f"fault at call {number} ({last}) was swallowed"
+            break
+        check_nothing(
+            situation, before, after, f"fault at call {number} of {calls_made} ({last}, {made} made)"
+        )
+        lab.fcall(situation.function, situation.call)
+        again = differences(expected, dump(lab.redis))
+        assert not again, f"asked again after a fault at call {number} ({last}): {again}"
+    else:
+        pytest.fail("no run came to its end")
+
+
+def fails(lab: Lab, situation: Situation) -> bool:
+    try:
+        lab.fcall(situation.function, situation.call)
+    except ResponseError as error:
+        if "injected fault" not in str(error):
+            pytest.fail(f"another failure hides the first: {error}")
+        return True
+    return False
+
+
+def audit_but_for(lab: Lab, situation: Situation) -> Dump:
+    """Audit, except where half of a forgetting may stand."""
+    return dump(lab.redis) if situation.exempt else audit(lab.redis)
+
+
+def check_nothing(situation: Situation, before: Dump, after: Dump, what: str) -> None:
+    log_before, log_after = entries(before), entries(after)
+    grown = log_after[len(log_before) :] if "log" not in situation.exempt else []
+    if not grown:
+        found = differences(before, after, exempt=situation.exempt)
+        assert not found, f"{what}: {found}"
+        return
+    assert situation.due, f"{what}: logged"
+    kinds = {entry.record().kind for entry in grown}
+    assert kinds == {Kind.EXPIRED}, f"{what}: logged {kinds}, not only the end of due holds"
+
+
+Stored = list[tuple[bytes, int, bytes]]
+
+
+def store(lab: Lab) -> Stored:
+    """Keep every key as Redis packs it."""
+    keys: list[bytes] = lab.redis.keys("*")
+    ask = lab.redis.pipeline(transaction=False)
+    for key in keys:
+        ask.pttl(key)
+        ask.dump(key)
+    answers = ask.execute()
+    return [(key, max(0, answers[2 * i]), answers[2 * i + 1]) for i, key in enumerate(keys)]
+
+
+def restore(lab: Lab, stored: Stored) -> None:
+    """Lay the keys out again, and the functions without anything that they kept between calls."""
+    ask = lab.redis.pipeline(transaction=False)
+    ask.flushall()
+    for key, ttl_ms, value in stored:
+        ask.restore(key, ttl_ms, value)
+    ask.execute_command("FUNCTION", "LOAD", "REPLACE", lab.library.code)
+    ask.execute()
+
+
+def test_a_fault_while_a_ledger_is_made_leaves_none(lab: Lab) -> None:
+    """A ledger is made wholly or not at all."""
+    lab.ledger.close()
+    for number in range(1, 10):
+        lab.redis.flushdb()
+        lab.control(fail_at=number, now_ms=NOW_MS)
+        try:
+            _create(lab)
+        except ResponseError:
+            assert dump(lab.redis) == {}
+            continue
+        assert number > 2
+        assert set(lab.redis.hkeys(META)) == {b"ledger_id", b"schema", b"replid", b"head"}
+        return
+    pytest.fail("no run came to its end")
+
+
+def _create(lab: Lab) -> None:
+    payload = msgspec.msgpack.encode([LEDGER_ID, 1])
+    lab.redis.execute_command("FCALL", lab.library.function("create"), 1, META, "0", payload)
+
+
+@pytest.mark.parametrize("broken", ["log", "due", "use:a", "ord:3:webnamed", "skus", "req"])
+def test_a_key_of_another_type_leaves_nothing_half_done(lab: Lab, broken: str) -> None:
+    """Where somebody put a value of another type in the way, the real error of Redis leaves nothing half done."""
+    prepare(lab)
+    lab.ledger.close()
+    call = (
+        reserve("q", [("a", 3), ("b", 1)], **ORDER)
+        if broken != "skus"
+        else deltas(delta("RECEIPT", "n", "n1", 1))
+    )
+    key = BASE + broken
+    if broken == "req":
+        key = f"{BASE}req:{lab.head()[2] // DAY_MS}:{request_key('q').bucket}"
+    lab.redis.delete(key)
+    lab.redis.geoadd(key, (1.0, 1.0, "x")) if broken != "due" else lab.redis.set(key, "x")
+    before = dump(lab.redis)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        lab.fcall("deltas" if broken == "skus" else "reserve", call)
+    assert differences(before, dump(lab.redis)) == []
+
+
+def test_a_right_that_is_missing_leaves_nothing_half_done(lab: Lab) -> None:
+    """Where the user may not write the log, nothing at all is written."""
+    prepare(lab)
+    lab.ledger.close()
+    before = dump(lab.redis)
+    lab.redis.execute_command("ACL", "SETUSER", "default", "-xadd")
+    try:
+        with pytest.raises(ResponseError, match=r"[Uu]ser|permission|ACL"):
+            lab.fcall("reserve", reserve("q", [("a", 3), ("b", 1)], **ORDER))
+    finally:
+        lab.redis.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert differences(before, dump(lab.redis)) == []
+
+
+def test_positions_are_five_integers(lab: Lab) -> None:
+    """The audit reads positions the way that the functions write them."""
+    lab.receive("a", "n1", 7)
+    assert struct.unpack("<5q", lab.redis.hget(BASE + "pos:a", "nn1")) == (7, 0, 0, 0, -1)
