@@ -90,6 +90,18 @@ local function word_of(l, cancel)
   return nil
 end
 
+-- Whether the whole order is cancelled and nothing of it was ordered again since.
+function Orders.is_cancelled(o)
+  local cancel = o.meta[CANCEL]
+  if not cancel then return false end
+  for _, sku in ipairs(Orders.every_sku(o)) do
+    for _, l in ipairs(Orders.facts(o, sku)[LINES]) do
+      if (word_of(l, cancel) or 0) > 0 then return false end
+    end
+  end
+  return true
+end
+
 local function add_to(t, node, q)
   t[node] = (t[node] or 0) + q
 end

@@ -183,12 +183,10 @@ function Reservations.commit(keys, args)
     touched[line[1]] = true
   end
   if order.meta[2] == '' then order.meta[2] = hold[H_CHANNEL] end
-  local cancelled = order.meta[1] and true or false
-  local oversold = {}
+  local cancelled = Orders.is_cancelled(order)
   for _, sku in ipairs(sorted_keys(touched)) do
     if carried and carried ~= order then Orders.settle(ctx, carried, sku) end
     Orders.settle(ctx, order, sku)
-    if next(Orders.facts(order, sku)[4]) then cancelled = false end
   end
   Orders.remember_reservation(order, id)
   if state == EXPIRED then
