@@ -69,15 +69,41 @@ class HoldView(msgspec.Struct, array_like=True, frozen=True):
 class HoldReply(msgspec.Struct, array_like=True, frozen=True):
     """``status``: RESERVED, PARTIAL, INSUFFICIENT_STOCK, EXTENDED, COMMITTED, RELEASED, or the reason of a refusal.
 
-    ``shortages`` are (index of the line, from 0; what could have been held).
+    ``shortages`` are (index of the line, from 0; what could have been held). The rest is the reservation as it is
+    now, see ``reservation``; its id is empty where there is none.
     """
 
     status: str
     version: str
     replayed: bool
-    reservation: HoldView | bool
-    shortages: list[tuple[int, int]]
     order_cancelled: bool
+    shortages: list[tuple[int, int]]
+    reservation_id: str
+    state: int = 0
+    channel: str = ""
+    order_source: str = ""
+    order_ref: str = ""
+    create_ms: int = 0
+    expire_ms: int = 0
+    hold_version: str = ""
+    lines: list[HoldLine] = []
+
+    @property
+    def reservation(self) -> HoldView | None:
+        """The reservation, where there is one."""
+        if not self.reservation_id:
+            return None
+        return HoldView(
+            self.reservation_id,
+            self.state,
+            self.channel,
+            self.order_source,
+            self.order_ref,
+            self.create_ms,
+            self.expire_ms,
+            self.hold_version,
+            self.lines,
+        )
 
 
 class DeltaEntry(msgspec.Struct, array_like=True, frozen=True):

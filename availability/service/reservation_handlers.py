@@ -203,9 +203,9 @@ def _page_token(token: str) -> tuple[int, str]:
     return int(score), after_id
 
 
-def _shown(view: calls.HoldView | bool) -> pb.Reservation | None:
-    """A reply's reservation; the ledger says False where there is none."""
-    return None if isinstance(view, bool) else _reservation(view)
+def _shown(view: calls.HoldView | None) -> pb.Reservation | None:
+    """A reply's reservation, where there is one."""
+    return None if view is None else _reservation(view)
 
 
 def _reservation(view: calls.HoldView) -> pb.Reservation:

@@ -18,6 +18,11 @@ function Txn:add(cmd, old)
   self.olds[n] = old or false
 end
 
+-- Set one hash field, where the call sets no other of that key; `old` as below.
+function Txn:field(key, field, new, old)
+  self:add({'HSET', key, field, new}, {old})
+end
+
 -- Set a hash field (new == false deletes it); `old` is its value before, false where absent. Fields of one key
 -- travel together.
 function Txn:hash(key, field, new, old)

@@ -6,27 +6,36 @@ local function replication_id()
   return match(call('INFO', 'replication'), 'master_replid:(%x+)')
 end
 
--- meta's field "head" is one packed array, read and written by every call: {epoch, seq, clock_ms, redis_ms, due_ms, full,
--- chain, policy}. clock is the ledger's own; redis is Redis TIME when it last moved; due is a time at or before the
+-- meta's field "head" is one packed row, read and written by every call: epoch, seq, clock_ms, redis_ms, due_ms, full,
+-- chain, policy. clock is the ledger's own; redis is Redis TIME when it last moved; due is a time at or before the
 -- first deadline (0: none); policy names the state of policy (05_policy.lua). Other fields: ledger_id, schema, replid.
+local HEAD = '<i8i8i8i8i8Bc32c32'
+local NO_CHAIN = '00000000000000000000000000000000'
+
+-- The chain as readers know it: empty before the first record.
+local function chain_text(chain)
+  return chain ~= NO_CHAIN and chain or ''
+end
+
 local function head_of(ctx)
-  return pack({ctx.epoch, ctx.seq, ctx.clock, ctx.now, ctx.due, ctx.full, ctx.chain, ctx.policy})
+  return struct_pack(HEAD, ctx.epoch, ctx.seq, ctx.clock, ctx.now, ctx.due, ctx.full and 1 or 0, ctx.chain, ctx.policy)
 end
 
 local function write_head(ctx, txn)
   local head = head_of(ctx)
-  txn:hash(ctx.meta, 'head', head, ctx.head)
+  txn:field(ctx.meta, 'head', head, ctx.head)
   ctx.head = head
 end
 
 -- The ledger's clock advances with Redis TIME by 0 to 2 s a call, never back.
 local function context(meta_key, raw)
-  local h = unpack_msg(raw)
+  local epoch, seq, clock, redis_ms, due, full, chain, policy = struct_unpack(HEAD, raw)
   local t = call('TIME')
   local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
   return {
     base = sub(meta_key, 1, -5), meta = meta_key, head = raw, now = now,
-    epoch = h[1], seq = h[2], clock = h[3] + max(0, min(2000, now - h[4])), due = h[5], full = h[6], chain = h[7], policy = h[8],
+    epoch = epoch, seq = seq, clock = clock + max(0, min(2000, now - redis_ms)), due = due, full = full == 1,
+    chain = chain, policy = policy,
     skus = {}, orders = {}, dirty = {},
   }
 end
@@ -64,7 +73,7 @@ function Log.emit(ctx, txn, kind, head, positions, body)
   local seq = ctx.seq + 1
   local id = version_text(ctx.epoch, seq)
   local raw = array(7) .. pack(kind, ctx.clock, head.author or '', head.correlation_id or '', head.request_id or '', positions) .. body
-  local chain = sub(sha1hex(ctx.chain .. id .. raw), 1, 32)
+  local chain = sub(sha1hex(chain_text(ctx.chain) .. id .. raw), 1, 32)
   ctx.seq, ctx.chain = seq, chain
   if ctx.policy_changed then ctx.policy = chain end
   write_head(ctx, txn)

@@ -8,24 +8,29 @@ local function key_of(ctx, generation, bucket)
   return ctx.base .. 'req:' .. int(generation) .. ':' .. bucket
 end
 
+-- What is kept of a request: fingerprint (12 bytes), then status, version, what it was about, and packed extras, one a
+-- line. None of the three can hold a line break.
+local function kept_of(fingerprint, status, version, ref, extra)
+  return fingerprint .. status .. '\n' .. version .. '\n' .. ref .. '\n' .. (extra ~= nil and pack(extra) or '')
+end
+
 -- req = {request_id, bucket, fingerprint, uuid_ms (0: not a UUIDv7), author, correlation_id}
--- Returns the remembered {fingerprint, code, version, ref, extra}, or nil; second result: a refusal code.
+-- Returns what is remembered {status, version, ref, extra}, or nil; second result: a refusal code.
 function Requests.find(ctx, req)
   local generation = floor(ctx.clock / DAY_MS)
-  local found = call('HGET', key_of(ctx, generation, req[2]), req[1])
+  local kept = call('HGET', key_of(ctx, generation, req[2]), req[1])
     or call('HGET', key_of(ctx, generation - 1, req[2]), req[1])
-  if found then
-    found = unpack_msg(found)
-    if found[1] ~= req[3] then return nil, 'REQUEST_ID_REUSED' end
-    return found
+  if kept then
+    if sub(kept, 1, 12) ~= req[3] then return nil, 'REQUEST_ID_REUSED' end
+    local status, version, ref, at = match(kept, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n()', 13)
+    return {status, version, ref, at <= #kept and unpack_msg(sub(kept, at)) or nil}
   end
   if req[4] > 0 and ctx.now - req[4] > DAY_MS then return nil, 'REQUEST_ID_TOO_OLD' end
   return nil
 end
 
-function Requests.remember(ctx, txn, req, code, version, ref, extra)
-  local key = key_of(ctx, floor(ctx.clock / DAY_MS), req[2])
-  txn:hash(key, req[1], pack({req[3], code, version, ref or '', extra}), false)
+function Requests.remember(ctx, txn, req, status, version, ref, extra)
+  txn:field(key_of(ctx, floor(ctx.clock / DAY_MS), req[2]), req[1], kept_of(req[3], status, version, ref or '', extra), false)
 end
 
 function Requests.head(req)

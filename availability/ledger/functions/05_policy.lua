@@ -9,7 +9,7 @@ local CHANNELS_KEPT = 1000
 local kept = {name = '', channels = {}, count = 0}
 
 local function keep_of(ctx)
-  if ctx.policy == '' or ctx.policy_changed then return {channels = {}, count = 0} end
+  if ctx.policy == NO_CHAIN or ctx.policy_changed then return {channels = {}, count = 0} end
   local name = ctx.base .. ctx.policy
   if kept.name ~= name or kept.count > CHANNELS_KEPT then kept = {name = name, channels = {}, count = 0} end
   return kept

@@ -1,12 +1,12 @@
 -- Holds: the stored reservation and what its life does to positions.
 --
--- `res:<id>` is {state, channel, order_source, order_ref, create_ms, due_ms, version, lines, end_ms, created (wall ms),
--- order_cancelled}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}}, ...}. Active ones have no TTL: only a ledger
+-- `res:<id>` is {state, channel, order_source, order_ref, create_ms, due_ms, version, end_ms, created (wall ms),
+-- order_cancelled, lines}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}}, ...}. Active ones have no TTL: only a ledger
 -- event ends them. Deadlines stand in `due`, ended ones in `ended:<state>` until they are forgotten.
 
 local Holds = {}
 local ACTIVE, COMMITTED_STATE, RELEASED, EXPIRED = 1, 2, 3, 4
-local STATE, H_CHANNEL, ORDER_SOURCE, ORDER_REF, CREATED_MS, DUE_MS, VERSION, H_LINES, END_MS, CREATED_WALL, CANCELLED =
+local STATE, H_CHANNEL, ORDER_SOURCE, ORDER_REF, CREATED_MS, DUE_MS, VERSION, END_MS, CREATED_WALL, CANCELLED, H_LINES =
   1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 local KIND_EXPIRED = 5
 
@@ -18,14 +18,14 @@ end
 
 -- Store a hold. `lines` is packed, where the caller has it so.
 function Holds.store(ctx, txn, id, hold, old_raw, lines)
-  local raw = array(11) .. pack(unpack(hold, 1, 7)) .. (lines or pack(hold[H_LINES])) .. pack(hold[9], hold[10], hold[11])
+  local raw = array(11) .. pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES]))
   txn:add({'SET', ctx.base .. 'res:' .. id, raw}, old_raw)
 end
 
--- What a caller sees of it (packed), with the two clocks that turn its deadline into a time.
-function Holds.view(ctx, id, hold, lines)
-  return array(9) .. pack(id, hold[STATE], hold[H_CHANNEL], hold[ORDER_SOURCE], hold[ORDER_REF], hold[CREATED_WALL],
-    ctx.now + hold[DUE_MS] - ctx.clock, hold[VERSION]) .. (lines or pack(hold[H_LINES]))
+-- What a caller sees of it, but for its lines: with the two clocks that turn its deadline into a time.
+function Holds.view(ctx, id, hold)
+  return id, hold[STATE], hold[H_CHANNEL], hold[ORDER_SOURCE], hold[ORDER_REF], hold[CREATED_WALL],
+    ctx.now + hold[DUE_MS] - ctx.clock, hold[VERSION]
 end
 
 -- Give a hold its deadline.
@@ -52,8 +52,11 @@ function Holds.move(ctx, txn, id, sku, old, new, order)
     p.reserved = p.reserved + src[2]
     Positions.touch(ctx, s, src[1])
   end
-  txn:hash(Positions.use_key(ctx, sku), 'h' .. id, #new > 0 and pack(strip(new)) or false,
-    #old > 0 and pack(strip(old)) or false)
+  if #old == 0 then
+    txn:field(Positions.use_key(ctx, sku), 'h' .. id, '1', false)
+  elseif #new == 0 then
+    txn:add({'HDEL', Positions.use_key(ctx, sku), 'h' .. id}, {'1'})
+  end
   if order then
     local facts = Orders.facts(order, sku)
     facts[2][id] = #new > 0 and strip(new) or nil

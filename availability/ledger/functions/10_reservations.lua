@@ -4,19 +4,20 @@ local Reservations = {}
 local KIND_RESERVED, KIND_EXTENDED, KIND_COMMITTED, KIND_RELEASED = 1, 2, 3, 4
 local DUE_PER_CALL = 4
 
--- reply = {status, version, replayed, reservation | false, shortages, order_cancelled}
+-- reply = {status, version, replayed, order_cancelled, shortages, id ('' none), state, channel, order_source, order_ref,
+-- create_ms, expire_ms, version of the hold, lines}, all packed at once but for the lines
 local function answer(ctx, status, version, replayed, id, hold, shortages, cancelled, lines)
-  return array(6) .. pack(status, version, replayed) .. (hold and Holds.view(ctx, id, hold, lines) or pack(false))
-    .. pack(shortages or {}, cancelled or false)
+  if not hold then return array(6) .. pack(status, version, replayed, cancelled or false, shortages or {}, '') end
+  return array(14) .. pack(status, version, replayed, cancelled or false, shortages or {}, Holds.view(ctx, id, hold))
+    .. (lines or pack(hold[11]))
 end
 
 -- The first outcome again, with the reservation as it is now.
 local function replay(ctx, found)
-  local id = found[4]
+  local id, extra = found[3], found[4]
   local hold = id ~= '' and Holds.load(ctx, id) or nil
-  local extra = found[5]
   local shortages = type(extra) == 'table' and extra or nil
-  return answer(ctx, found[2], found[3], true, id, hold, shortages, extra == true)
+  return answer(ctx, found[1], found[2], true, id, hold, shortages, extra == true)
 end
 
 -- Remember a refusal: nothing else is written.
@@ -28,7 +29,7 @@ local function refuse(ctx, req, status, id, hold, shortages)
 end
 
 local function refusal(status)
-  return pack({status, '', false, false, {}, false})
+  return pack({status, '', false, false, {}, ''})
 end
 
 -- Shared start. Returns ctx and nothing more to do, or a finished reply.
@@ -80,7 +81,7 @@ function Reservations.reserve(keys, args)
   end
   local status = #shortages > 0 and 'PARTIAL' or 'RESERVED'
   local txn, version = Txn.new(), Log.next_version(ctx)
-  local hold = {ACTIVE, cmd[3], cmd[6], cmd[7], ctx.clock, ctx.clock + cmd[5], version, granted, 0, ctx.now, false}
+  local hold = {ACTIVE, cmd[3], cmd[6], cmd[7], ctx.clock, ctx.clock + cmd[5], version, 0, ctx.now, false, granted}
   local order = Holds.order_of(ctx, hold)
   if order and order.closed then return refuse(ctx, req, 'ORDER_CLOSED') end
   for _, line in ipairs(granted) do

@@ -162,7 +162,7 @@ local function release_holds(ctx, txn, order, sku)
         body = {id, true, Holds.end_all(ctx, txn, id, hold, raw, 3)}
       else
         local units = 0
-        for _, line in ipairs(hold[8]) do
+        for _, line in ipairs(hold[11]) do
           if line[1] == sku then
             for _, src in ipairs(line[3]) do units = units + src[2] end
           end
@@ -314,7 +314,7 @@ function Deltas.stream(keys, args)
   if why then return pack({why, '', false, false, 0}) end
   local key = ctx.base .. 'src:' .. cmd[2]
   local raw = call('HGET', key, cmd[3])
-  if found then return pack({found[2], found[3], true, raw and unpack_msg(raw) or false, ctx.clock}) end
+  if found then return pack({found[1], found[2], true, raw and unpack_msg(raw) or false, ctx.clock}) end
   if not raw then return pack({'STREAM_NOT_FOUND', Log.version(ctx), false, false, 0}) end
   local row = unpack_msg(raw)
   if cmd[4] == 'SKIP_GAP' then

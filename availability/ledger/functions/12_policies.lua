@@ -102,7 +102,7 @@ function Policies.set(keys, args)
   if why then return pack({why, '', false, '', false}) end
   if found then
     local now = cmd[2] == 'channel' and call('HGET', ctx.base .. 'policy:channel', cmd[3][1])
-    return pack({found[2], found[3], true, found[4], now and unpack_msg(now) or false})
+    return pack({found[1], found[2], true, found[3], now and unpack_msg(now) or false})
   end
   Holds.expire(ctx, 4)
   local txn = Txn.new()

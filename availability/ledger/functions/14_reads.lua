@@ -5,8 +5,8 @@ local Reads = {}
 local function point_of(meta_key)
   local m = call('HMGET', meta_key, 'ledger_id', 'head')
   if not m[1] then return {'', 0, 0, '', 0} end
-  local h = unpack_msg(m[2])
-  return {m[1], h[1], h[2], h[7], h[3]}
+  local epoch, seq, clock, _, _, _, chain = struct_unpack(HEAD, m[2])
+  return {m[1], epoch, seq, chain_text(chain), clock}
 end
 
 function Reads.head(keys)
@@ -68,11 +68,18 @@ local function clocks(keys)
   return context(keys[1], head)
 end
 
--- ARGV[1] = id; reply = reservation view or false
+local function seen(ctx, id, hold)
+  local view = {Holds.view(ctx, id, hold)}
+  view[9] = hold[11]
+  return view
+end
+
+-- ARGV[1] = id; reply = {reservation view or false}
 function Reads.reservation(keys, args)
   local ctx = clocks(keys)
   local hold = Holds.load(ctx, args[1])
-  return array(1) .. (hold and Holds.view(ctx, args[1], hold) or pack(false))
+  if not hold then return pack({false}) end
+  return pack({seen(ctx, args[1], hold)})
 end
 
 -- ARGV[1] = packed {state (0: by order), order_source, order_ref, score, id, count}: those after (score, id).
@@ -84,7 +91,7 @@ function Reads.reservations(keys, args)
   local function show(id, score)
     local hold = Holds.load(ctx, id)
     if hold then
-      views[#views + 1] = unpack_msg(Holds.view(ctx, id, hold))
+      views[#views + 1] = seen(ctx, id, hold)
       scores[#scores + 1] = score
     end
   end
@@ -151,10 +158,19 @@ function Reads.behind(keys, args)
   end
   rows = call('HGETALL', base .. 'use:' .. sku)
   for i = 1, #rows, 2 do
-    local name, value = sub(rows[i], 2), unpack_msg(rows[i + 1])
-    local kind = byte(rows[i])
-    local list = kind == 104 and holds or kind == 111 and orders or waived
-    list[#list + 1] = {name, value}
+    local name, kind = sub(rows[i], 2), byte(rows[i])
+    if kind == 104 then
+      local sources = {}
+      for _, line in ipairs(Holds.load(ctx, name)[11]) do
+        if line[1] == sku then
+          for _, src in ipairs(line[3]) do sources[#sources + 1] = {src[1], src[2]} end
+        end
+      end
+      holds[#holds + 1] = {name, sources}
+    else
+      local list = kind == 111 and orders or waived
+      list[#list + 1] = {name, unpack_msg(rows[i + 1])}
+    end
   end
   for _, source in ipairs(call('SMEMBERS', base .. 'sources')) do
     for _, row in ipairs(streams_of(base, source)) do streams[#streams + 1] = row end
