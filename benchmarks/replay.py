@@ -126,17 +126,19 @@ def service(options: argparse.Namespace, console: Console) -> Iterator[str]:
         child = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=PROJECT_ROOT, start_new_session=options.keep
         )
-    keeping = False
+    finished = False
     try:
         address = wait_ready(child, ready, log)
         yield address
-        keeping = options.keep
+        finished = True
     finally:
-        if keeping:
+        if finished and options.keep:
             console.print(f"the service stays at {address}, pid {child.pid}, data in {folder}")
         else:
             stop(child)
-            if options.data_dir is None and not options.keep:
+            if not finished:
+                console.print(f"the service's log is {log}")
+            elif options.data_dir is None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

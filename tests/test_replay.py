@@ -16,6 +16,7 @@ ORDERS = 60
 SKUS = ["POST", "BANK CHARGES", "85123a", "85123A", *(f"2{number:04}" for number in range(80))]
 COUNTRIES = ["Home"] * 6 + ["EIRE", "Norway", "Channel Islands"]
 TIMEOUT_S = 60
+LOG_TAIL_CHARACTERS = 4000
 
 Row = tuple[str, str, int, datetime, str]
 
@@ -26,8 +27,10 @@ def test_a_dirty_orders_file_replays_with_every_balance_exact(tmp_path: Path, se
     columns = ["order_id", "sku", "quantity", "timestamp", "country"]
     frame = pl.DataFrame(dirty_rows(seed), schema=columns, orient="row")
     frame.with_columns(pl.col("timestamp").dt.replace_time_zone(None)).write_parquet(orders)
-    played = replay("--orders", str(orders), "--clients", "3", "--seed", str(seed))
-    assert played.returncode == 0, played.stdout + played.stderr
+    folder = str(tmp_path / "ledger")
+    played = replay("--orders", str(orders), "--clients", "3", "--seed", str(seed), "--data-dir", folder)
+    log = (tmp_path / "ledger" / "serve.log").read_text()
+    assert played.returncode == 0, played.stdout + played.stderr + log[-LOG_TAIL_CHARACTERS:]
     assert played.stdout.splitlines()[-1] == f"oversold 0, 0 differences over {len(SKUS):,} skus"
 
 
