@@ -199,7 +199,8 @@ class World:
         if call == "page" and self.random.random() < 0.1:
             self.put()
             self.remember()
-        if call == "read" and self.ledger.calls[-2] == "page" and self.random.random() < 0.3:
+        reading_pages = self.ledger.calls[-2:-1] == ["page"] and call in {"page", "read"}
+        if reading_pages and self.random.random() < 0.3:
             self.fail_over()
             self.remember()
 
