@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nsmallest
-from itertools import repeat
 from operator import itemgetter
 from random import Random
 
@@ -31,7 +29,7 @@ from availability.replica.explain import NodeValue, Sheet, Terms
 from availability.replica.follow import Follower, Fork
 from availability.replica.policies import Policies, default_channel
 from availability.replica.settings import ReplicaSettings
-from availability.replica.state import Prepared, State
+from availability.replica.state import Numbers, Prepared, State
 from availability.replica.watch import STATE_MASK, Registry, Watcher
 
 FRESHNESS_NEVER_MS = 1 << 40
@@ -175,7 +173,7 @@ class Replica:
         with self._lock:
             state = self._state
             column = state.columns.get(channel) or self._open(state, channel)
-            packed = column.view[state.numbers.get(sku, -1)]
+            packed = column.view[state.numbers[sku]]
             return Value(packed >> STATE_BITS, packed & STATE_MASK, state.version)
 
     def batch(self, channel: str, skus: Sequence[str]) -> tuple[Ints, Ints, Version]:
@@ -382,13 +380,12 @@ class _Sink:
             self._replica._on_resync(reason)
 
 
-def _numbers(numbers: dict[str, int], skus: Sequence[str]) -> Ints:
-    """Look up many skus, -1 for unknown ones. itemgetter is 1.5 times faster, and only knows known ones."""
+def _numbers(numbers: Numbers, skus: Sequence[str]) -> Ints:
+    """Look up many skus; itemgetter is 1.5 times faster than map, and gives a bare number for one name."""
     count = len(skus)
-    if count > 1:
-        with suppress(KeyError):
-            return np.fromiter(itemgetter(*skus)(numbers), np.int64, count)
-    return np.fromiter(map(numbers.get, skus, repeat(-1)), np.int64, count)
+    if count < 2:
+        return np.array([numbers[sku] for sku in skus], np.int64)
+    return np.fromiter(itemgetter(*skus)(numbers), np.int64, count)
 
 
 def _nothing(_: Progress) -> None:

@@ -72,12 +72,19 @@ class SkuFigures:
     stops: tuple[str, ...]
 
 
+class Numbers(dict[str, int]):
+    """Sku → number; -1 for one without, so that many are looked up without a branch (operator.itemgetter)."""
+
+    def __missing__(self, sku: str) -> int:
+        return -1
+
+
 class State:
     """Everything that is answered from. Sku numbers are never reused, and survive a resync (``names_of``)."""
 
     def __init__(self, settings: ReplicaSettings, names_of: State | None = None) -> None:
         self._settings = settings
-        self.numbers: dict[str, int] = dict(names_of.numbers) if names_of else {}
+        self.numbers = Numbers(names_of.numbers if names_of else {})
         self.names: list[str] = list(names_of.names) if names_of else []
         self.ledger_id = ""
         self.version = ZERO
