@@ -14,7 +14,7 @@ import msgspec
 
 from availability.domain.version import Version
 from availability.ledger.record import CommittedBody, DeltasBody, Entry, Kind, chain_after, decode_body
-from tests.faults.lab import BASE, META
+from tests.faults.lab import BASE, HEAD, META
 
 ACTIVE, COMMITTED, RELEASED, EXPIRED = 1, 2, 3, 4
 Dump = dict[str, Any]
@@ -69,11 +69,13 @@ def audit(client: Any) -> Dump:
 
 
 def _check_log(keys: Dump) -> None:
-    epoch, seq, _, _, _, _, chain, _ = _decode(keys[META][b"head"])
+    epoch, seq, _, _, _, _, chain, _ = struct.unpack(HEAD, keys[META][b"head"])
     log = entries(keys)
     if not log:
         return
-    assert (log[-1].version, log[-1].chain) == (Version(epoch, seq), chain), "head and the last entry differ"
+    assert (log[-1].version, log[-1].chain) == (Version(epoch, seq), chain.decode()), (
+        "head and the last entry differ"
+    )
     previous: Entry | None = None
     for entry in log:
         if previous is not None:
@@ -101,7 +103,7 @@ def _positions(keys: Dump) -> dict[tuple[str, str], tuple[int, ...]]:
 
 def _whole(keys: Dump) -> bool:
     log = entries(keys)
-    return log[0].version == Version(1, 1) if log else _decode(keys[META][b"head"])[:2] == [1, 0]
+    return log[0].version == Version(1, 1) if log else struct.unpack(HEAD, keys[META][b"head"])[:2] == (1, 0)
 
 
 def _check_positions(keys: Dump) -> None:
@@ -131,16 +133,14 @@ def _check_positions(keys: Dump) -> None:
             continue
         sku = key.removeprefix(BASE + "use:")
         for name, raw in fields.items():
-            value = _decode(raw)
-            if name[:1] == b"h":
-                for node, quantity in value:
-                    reserved[sku, node] += quantity
-            elif name[:1] == b"o":
-                for node, quantity in value.items():
+            if name[:1] == b"o":
+                for node, quantity in _decode(raw).items():
                     committed[sku, node] += quantity
-            else:
-                for node, quantity in value[0].items():
+            elif name[:1] == b"w":
+                for node, quantity in _decode(raw)[0].items():
                     reserved[sku, node] -= quantity
+    for units in active_holds(keys).values():
+        reserved.update(units)
     for place in positions.keys() | reserved.keys() | committed.keys():
         state = positions.get(place, (0, 0, 0, 0, 0))
         assert state[2] == reserved[place], f"{place}: reserved {state[2]}, its holds {reserved[place]}"
@@ -156,35 +156,41 @@ def _check_positions(keys: Dump) -> None:
     assert {sku for sku, _ in positions} <= marked
 
 
+def active_holds(keys: Dump) -> dict[str, Counter[tuple[str, str]]]:
+    """Give the units of each active hold by (sku, node)."""
+    found: dict[str, Counter[tuple[str, str]]] = {}
+    for key, raw in keys.items():
+        if key.startswith(BASE + "res:") and (hold := _decode(raw))[0] == ACTIVE:
+            units = found[key.removeprefix(BASE + "res:")] = Counter()
+            for sku, _, sources in hold[10]:
+                for node, quantity, *_ in sources:
+                    units[sku, node] += quantity
+    return found
+
+
 def _check_holds(keys: Dump) -> None:
     due = dict(keys.get(BASE + "due", []))
     ended = {state: dict(keys.get(f"{BASE}ended:{state}", [])) for state in (COMMITTED, RELEASED, EXPIRED)}
-    units: dict[str, Counter[tuple[str, str]]] = {}
-    stored = {
-        k.removeprefix(BASE + "res:"): _decode(v) for k, v in keys.items() if k.startswith(BASE + "res:")
-    }
-    for name, hold in stored.items():
+    units = active_holds(keys)
+    for key, raw in keys.items():
+        if not key.startswith(BASE + "res:"):
+            continue
+        name, hold = key.removeprefix(BASE + "res:"), _decode(raw)
         state, raw_name = hold[0], name.encode()
         assert due.get(raw_name) == (hold[5] if state == ACTIVE else None), f"{name}: its deadline"
         for ended_state, rows in ended.items():
-            end_ms = hold[8] if ended_state == state else None
+            end_ms = hold[7] if ended_state == state else None
             assert rows.get(raw_name) == end_ms, f"{name}: among the ended ones of state {ended_state}"
-        if state == ACTIVE:
-            units[name] = Counter()
-            for sku, _, sources in hold[7]:
-                for node, quantity, *_ in sources:
-                    units[name][sku, node] += quantity
     assert {name.decode() for name in due} == units.keys(), "deadlines and active reservations differ"
-    indexed: dict[str, Counter[tuple[str, str]]] = {}
+    indexed: dict[str, set[str]] = {name: set() for name in units}
     for key, fields in keys.items():
         if key.startswith(BASE + "use:"):
-            for name, raw in fields.items():
+            for name in fields:
                 if name[:1] == b"h":
-                    for node, quantity in _decode(raw):
-                        place = key.removeprefix(BASE + "use:"), node
-                        indexed.setdefault(name[1:].decode(), Counter())[place] += quantity
-    assert indexed == units, "holds and the index of holds differ"
-    first = _decode(keys[META][b"head"])[4]
+                    indexed.setdefault(name[1:].decode(), set()).add(key.removeprefix(BASE + "use:"))
+    held = {name: {sku for sku, _ in places} for name, places in units.items()}
+    assert indexed == held, "holds and the index of holds differ"
+    first = struct.unpack(HEAD, keys[META][b"head"])[4]
     if due:
         assert 0 < first <= min(due.values()), (
             f"the first deadline is {min(due.values())}, the head says {first}"

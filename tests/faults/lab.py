@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from availability.v1 import stock_pb2 as stk
 PREFIX = "avail"
 BASE = f"{PREFIX}:{{0}}:"
 META = BASE + "meta"
+HEAD = "<5qB32s32s"
+"""Layout of meta's head, as 03_log.lua states it."""
 LEDGER_ID = "fault-lab"
 NO_LIMIT_S = 30.0
 DAY_MS = 86_400_000
@@ -160,14 +163,15 @@ class Lab:
         return calls_made, last
 
     def head(self) -> list[Any]:
-        """Decode meta's head: epoch, seq, clock, redis, due, full, chain, policy."""
-        return list(msgspec.msgpack.decode(self.redis.hget(META, "head")))
+        """Decode meta's head: epoch, seq, clock_ms, redis_ms, due_ms, full, chain, policy."""
+        return list(struct.unpack(HEAD, self.redis.hget(META, "head")))
 
     def age(self, ms: int) -> None:
-        """Let the ledger's clock have advanced by so much: what days of sweeps would do."""
+        """Let the ledger's clock have advanced by so much, with Redis TIME: what days of sweeps would do."""
         head = self.head()
         head[2] += ms
-        self.redis.hset(META, "head", msgspec.msgpack.encode(head))
+        head[3] += ms
+        self.redis.hset(META, "head", struct.pack(HEAD, *head))
 
     # --- calls
 
