@@ -39,6 +39,17 @@ local function int(n)
   return format('%.0f', n)
 end
 
+-- Text of numbers that hardly change, kept between calls: printing a number costs as much as reading a key.
+local printed = {}
+local function int_kept(slot, n)
+  local p = printed[slot]
+  if not p or p[1] ~= n then
+    p = {n, int(n)}
+    printed[slot] = p
+  end
+  return p[2]
+end
+
 local function version_text(epoch, seq)
-  return int(epoch) .. '-' .. int(seq)
+  return int_kept('epoch', epoch) .. '-' .. int(seq)
 end

@@ -6,7 +6,7 @@ local Txn = {}
 Txn.__index = Txn
 
 function Txn.new()
-  return setmetatable({cmds = {}, olds = {}, n = 0, hashes = {}, order = {}}, Txn)
+  return setmetatable({cmds = {}, olds = {}, n = 0, hashes = false, order = false}, Txn)
 end
 
 -- Queue a command. `old` is what it replaces: SET the value, ZADD and ZREM the score, HSET and HDEL the list of old
@@ -27,6 +27,7 @@ end
 -- travel together.
 function Txn:hash(key, field, new, old)
   if new == old then return end
+  if not self.hashes then self.hashes, self.order = {}, {} end
   local h = self.hashes[key]
   if not h then
     h = {set = {'HSET', key}, set_olds = {}, del = {'HDEL', key}, del_olds = {}}
@@ -79,7 +80,7 @@ local inverse = {
 -- Carry out. `last` (the log entry) has no inverse and needs none.
 function Txn:commit(last)
   local order = self.order
-  for i = 1, #order do self:flush(order[i]) end
+  for i = 1, order and #order or 0 do self:flush(order[i]) end
   if last then self:add(last) end
   local cmds = self.cmds
   for i = 1, self.n do

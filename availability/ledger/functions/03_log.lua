@@ -35,8 +35,8 @@ local function context(meta_key, raw)
   return {
     base = sub(meta_key, 1, -5), meta = meta_key, head = raw, now = now,
     epoch = epoch, seq = seq, clock = clock + max(0, min(2000, now - redis_ms)), due = due, full = full == 1,
-    chain = chain, policy = policy,
-    skus = {}, orders = {}, dirty = {},
+    chain = chain, policy = policy, skus = {}, orders = {}, dirty = {},
+    next = false, policy_changed = false, node_table = false, nodes = false, node_table_raw = false,
   }
 end
 
@@ -48,7 +48,7 @@ function Log.open(keys, args)
   if not m[1] then return nil, pack({'NOT_READY'}) end
   if m[2] ~= replication_id() then return nil, pack({'FENCED'}) end
   local ctx = context(keys[1], m[1])
-  if int(ctx.epoch) ~= args[1] then return nil, pack({'FENCED'}) end
+  if ctx.epoch ~= tonumber(args[1]) then return nil, pack({'FENCED'}) end
   return ctx
 end
 
@@ -67,20 +67,23 @@ local function array(n)
   return string.char(0x90 + n)
 end
 
--- Commit a transaction as one version. `body` is packed. A change of policy or nodes (ctx.policy_changed) stamps the
+-- The version that emit will give.
+function Log.next_version(ctx)
+  if not ctx.next then ctx.next = version_text(ctx.epoch, ctx.seq + 1) end
+  return ctx.next
+end
+
+-- What stands for a request where nobody asked: an expiry, a handshake.
+local NOBODY = {'', 0, '', 0, '', ''}
+
+-- Commit a transaction as one version, of a request (04_requests.lua) or of NOBODY. `body` is packed. A change of policy or nodes (ctx.policy_changed) stamps the
 -- chain into the head: it names what 05_policy.lua may keep between calls.
-function Log.emit(ctx, txn, kind, head, positions, body)
-  local seq = ctx.seq + 1
-  local id = version_text(ctx.epoch, seq)
-  local raw = array(7) .. pack(kind, ctx.clock, head.author or '', head.correlation_id or '', head.request_id or '', positions) .. body
+function Log.emit(ctx, txn, kind, req, positions, body)
+  local seq, id = ctx.seq + 1, Log.next_version(ctx)
+  local raw = array(7) .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body
   local chain = sub(sha1hex(chain_text(ctx.chain) .. id .. raw), 1, 32)
-  ctx.seq, ctx.chain = seq, chain
+  ctx.seq, ctx.chain, ctx.next = seq, chain, false
   if ctx.policy_changed then ctx.policy = chain end
   write_head(ctx, txn)
   txn:commit({'XADD', ctx.base .. 'log', id, 'r', raw, 'c', chain})
-end
-
--- The version that emit will give.
-function Log.next_version(ctx)
-  return version_text(ctx.epoch, ctx.seq + 1)
 end

@@ -5,7 +5,7 @@
 local Requests = {}
 
 local function key_of(ctx, generation, bucket)
-  return ctx.base .. 'req:' .. int(generation) .. ':' .. bucket
+  return ctx.base .. 'req:' .. int_kept(generation % 2, generation) .. ':' .. bucket
 end
 
 -- What is kept of a request: fingerprint (12 bytes), then status, version, what it was about, and packed extras, one a
@@ -31,8 +31,4 @@ end
 
 function Requests.remember(ctx, txn, req, status, version, ref, extra)
   txn:field(key_of(ctx, floor(ctx.clock / DAY_MS), req[2]), req[1], kept_of(req[3], status, version, ref or '', extra), false)
-end
-
-function Requests.head(req)
-  return {request_id = req[1], author = req[5], correlation_id = req[6]}
 end

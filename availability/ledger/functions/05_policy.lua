@@ -32,7 +32,7 @@ end
 -- Declare or replace a node. state is a NodeState array of record.py.
 function Policy.put_node(ctx, txn, state)
   if not ctx.policy_changed then -- what is kept belongs to the state before
-    ctx.policy_changed, ctx.node_table, kept = true, nil, {name = '', channels = {}, count = 0}
+    ctx.policy_changed, ctx.node_table, kept = true, false, {name = '', channels = {}, count = 0}
   end
   local nodes, name = Policy.node_table(ctx), state[1]
   local entry = {name, state[2], state[3]}

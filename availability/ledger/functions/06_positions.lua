@@ -8,22 +8,23 @@
 local Positions = {}
 local LAYOUT = '<i8i8i8i8i8'
 
+-- A position with its figures as they were at the last write (0), and its packed value (false: there is none).
 local function decode(raw)
-  if not raw then return {on_hand = 0, quarantined = 0, reserved = 0, committed = 0, safety = -1, raw = false} end
-  local a, b, c, d, e = struct_unpack(LAYOUT, raw)
-  return {on_hand = a, quarantined = b, reserved = c, committed = d, safety = e, raw = raw}
+  local a, b, c, d, e = 0, 0, 0, 0, -1
+  if raw then a, b, c, d, e = struct_unpack(LAYOUT, raw) end
+  return {on_hand = a, quarantined = b, reserved = c, committed = d, safety = e, raw = raw, dirty = false,
+    on_hand0 = a, quarantined0 = b, reserved0 = c, committed0 = d}
 end
 
-local function keep(p)
-  p.on_hand0, p.quarantined0, p.reserved0, p.committed0, p.safety0 = p.on_hand, p.quarantined, p.reserved, p.committed, p.safety
-  return p
+local function written(p)
+  p.on_hand0, p.quarantined0, p.reserved0, p.committed0 = p.on_hand, p.quarantined, p.reserved, p.committed
 end
 
 -- The sku as one channel sees it: extras and the channel's positions, one HMGET.
 function Positions.read(ctx, sku, channel)
   local s = ctx.skus[sku]
   if not s then
-    s = {sku = sku, key = ctx.base .. 'pos:' .. sku, nodes = {}, views = {}}
+    s = {sku = sku, key = ctx.base .. 'pos:' .. sku, nodes = {}, views = {}, known = false, listed = nil, reasons = false}
     ctx.skus[sku] = s
   end
   if not channel or s.views[channel.name] then return s end
@@ -37,7 +38,7 @@ function Positions.read(ctx, sku, channel)
     override = found[4] and unpack_msg(found[4]) or nil,
   }
   for i = 1, #names do
-    if not s.nodes[names[i]] then s.nodes[names[i]] = keep(decode(found[4 + i])) end
+    if not s.nodes[names[i]] then s.nodes[names[i]] = decode(found[4 + i]) end
   end
   return s
 end
@@ -47,7 +48,7 @@ function Positions.at(ctx, sku, node)
   local s = ctx.skus[sku] or Positions.read(ctx, sku)
   local p = s.nodes[node]
   if not p then
-    p = keep(decode(call('HGET', s.key, 'n' .. node)))
+    p = decode(call('HGET', s.key, 'n' .. node))
     s.nodes[node] = p
   end
   return p, s
@@ -75,6 +76,7 @@ end
 -- Write what changed; returns the record's positions.
 function Positions.flush(ctx, txn)
   local changes = {}
+  local alone = #ctx.dirty == 1 and ctx.dirty[1][3].raw -- the common case needs no gathering of fields
   for i, entry in ipairs(ctx.dirty) do
     local s, node, p = entry[1], entry[2], entry[3]
     if not p.raw then
@@ -91,13 +93,17 @@ function Positions.flush(ctx, txn)
       end
     end
     local raw = struct_pack(LAYOUT, p.on_hand, p.quarantined, p.reserved, p.committed, p.safety)
-    txn:hash(s.key, 'n' .. node, raw, p.raw)
+    if alone then
+      txn:field(s.key, 'n' .. node, raw, p.raw)
+    else
+      txn:hash(s.key, 'n' .. node, raw, p.raw)
+    end
     changes[i] = {
       s.sku, node, p.on_hand, p.quarantined, p.reserved, p.committed, p.safety,
       p.on_hand - p.on_hand0, p.quarantined - p.quarantined0, p.reserved - p.reserved0, p.committed - p.committed0,
     }
     p.raw, p.dirty = raw, false
-    keep(p)
+    written(p)
   end
   ctx.dirty = {}
   return changes
@@ -105,7 +111,7 @@ end
 
 -- Quarantined by reason of one position, kept for the call.
 function Positions.reasons(ctx, s, node)
-  s.reasons = s.reasons or {}
+  if not s.reasons then s.reasons = {} end
   local r = s.reasons[node]
   if not r then
     local raw = call('HGET', s.key, 'q' .. node)

@@ -15,18 +15,19 @@ Sourcing.net_of = net_of
 function Sourcing.look(ctx, channel, s, only)
   local view = s.views[channel.name]
   local override = view.override
-  local excluded = {}
+  local excluded
   local units, percent, oversell = channel.units, channel.percent, channel.oversell
   if override then
     if override[3] >= 0 or override[4] >= 0 then units, percent = override[3], override[4] end
     if override[5] >= 0 then oversell = override[5] end
+    excluded = {}
     for _, node in ipairs(override[7]) do excluded[node] = true end
   end
   local pool, gives, places = 0, 0, {}
   for i, node in ipairs(channel.nodes) do
     if not only or node == only then
       local net, give = net_of(s.nodes[node], channel.safety[i])
-      if channel.online[i] and not excluded[node] then
+      if channel.online[i] and not (excluded and excluded[node]) then
         pool, gives = pool + net, gives + give
         places[#places + 1] = {node, max(0, net)}
       else

@@ -107,7 +107,7 @@ function Holds.expire(ctx, limit, except)
       local txn = Txn.new()
       local lines = Holds.end_all(ctx, txn, id, hold, raw, EXPIRED)
       Orders.flush(ctx, txn)
-      Log.emit(ctx, txn, KIND_EXPIRED, {}, Positions.flush(ctx, txn), array(2) .. pack(id, lines))
+      Log.emit(ctx, txn, KIND_EXPIRED, NOBODY, Positions.flush(ctx, txn), array(2) .. pack(id, lines))
       ended = ended + 1
     end
   end

@@ -94,7 +94,7 @@ function Reservations.reserve(keys, args)
   Holds.store(ctx, txn, id, hold, nil, lines)
   Holds.set_due(ctx, txn, id, hold[DUE_MS])
   Requests.remember(ctx, txn, req, status, version, id, #shortages > 0 and shortages or nil)
-  Log.emit(ctx, txn, KIND_RESERVED, Requests.head(req), Positions.flush(ctx, txn),
+  Log.emit(ctx, txn, KIND_RESERVED, req, Positions.flush(ctx, txn),
     array(6) .. pack(id, cmd[3], cmd[6], cmd[7], hold[DUE_MS]) .. lines)
   return answer(ctx, status, version, false, id, hold, shortages, false, lines)
 end
@@ -118,7 +118,7 @@ function Reservations.extend(keys, args)
   Holds.store(ctx, txn, id, hold, raw)
   Holds.set_due(ctx, txn, id, hold[DUE_MS], due_before)
   Requests.remember(ctx, txn, req, 'EXTENDED', version, id)
-  Log.emit(ctx, txn, KIND_EXTENDED, Requests.head(req), {}, array(2) .. pack(id, hold[DUE_MS]))
+  Log.emit(ctx, txn, KIND_EXTENDED, req, {}, array(2) .. pack(id, hold[DUE_MS]))
   return answer(ctx, 'EXTENDED', version, false, id, hold)
 end
 
@@ -200,7 +200,7 @@ function Reservations.commit(keys, args)
   Orders.flush(ctx, txn)
   Holds.store(ctx, txn, id, hold, raw)
   Requests.remember(ctx, txn, req, 'COMMITTED', version, id, cancelled or nil)
-  Log.emit(ctx, txn, KIND_COMMITTED, Requests.head(req), Positions.flush(ctx, txn),
+  Log.emit(ctx, txn, KIND_COMMITTED, req, Positions.flush(ctx, txn),
     pack({id, hold[H_CHANNEL], source, ref, lines, state == EXPIRED}))
   return answer(ctx, 'COMMITTED', version, false, id, hold, nil, cancelled)
 end
@@ -265,6 +265,6 @@ function Reservations.release(keys, args)
   end
   Orders.flush(ctx, txn)
   Requests.remember(ctx, txn, req, 'RELEASED', version, id)
-  Log.emit(ctx, txn, KIND_RELEASED, Requests.head(req), Positions.flush(ctx, txn), pack(body))
+  Log.emit(ctx, txn, KIND_RELEASED, req, Positions.flush(ctx, txn), pack(body))
   return answer(ctx, 'RELEASED', version, false, id, hold)
 end

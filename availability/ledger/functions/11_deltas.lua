@@ -297,7 +297,7 @@ function Deltas.apply(keys, args)
   end
   local marks = {}
   for _, name in ipairs(sorted_keys(ctx.streams or {})) do marks[#marks + 1] = {name, ctx.streams[name].row[1]} end
-  Log.emit(ctx, txn, KIND_DELTAS, {}, positions,
+  Log.emit(ctx, txn, KIND_DELTAS, NOBODY, positions,
     array(6) .. pack(source, causes, marks, declared, ctx.released, ctx.oversold))
   return pack({'OK', Log.version(ctx), results, details})
 end
@@ -327,6 +327,6 @@ function Deltas.stream(keys, args)
   local txn, version = Txn.new(), Log.next_version(ctx)
   txn:hash(key, cmd[3], pack(row), raw)
   Requests.remember(ctx, txn, req, 'OK', version)
-  Log.emit(ctx, txn, KIND_STREAM, Requests.head(req), {}, pack({cmd[2], cmd[3], cmd[4], row[1], cmd[6]}))
+  Log.emit(ctx, txn, KIND_STREAM, req, {}, pack({cmd[2], cmd[3], cmd[4], row[1], cmd[6]}))
   return pack({'OK', version, false, row, ctx.clock})
 end

@@ -118,6 +118,6 @@ function Policies.set(keys, args)
   ctx.policy_changed = true
   Policy.flush_nodes(ctx, txn)
   Requests.remember(ctx, txn, req, 'OK', version)
-  Log.emit(ctx, txn, KIND_POLICY, Requests.head(req), Positions.flush(ctx, txn), pack(body))
+  Log.emit(ctx, txn, KIND_POLICY, req, Positions.flush(ctx, txn), pack(body))
   return pack({'OK', version, false, '', cmd[2] == 'channel' and body[3][1] or false})
 end

@@ -32,7 +32,7 @@ function Upkeep.handshake(keys, args)
   ctx.epoch, ctx.seq = old_epoch + 1, 0
   local txn = Txn.new()
   txn:hash(keys[1], 'replid', replid, m[3])
-  Log.emit(ctx, txn, KIND_EPOCH, {}, {}, pack({old_epoch, last_seq, last_chain}))
+  Log.emit(ctx, txn, KIND_EPOCH, NOBODY, {}, pack({old_epoch, last_seq, last_chain}))
   return pack({'OK', ctx.epoch, old_epoch, last_seq, last_chain})
 end
 
