@@ -167,7 +167,8 @@ class Order:
 
     def is_cancelled(self) -> bool:
         """Tell whether the whole order was cancelled and no line has been reopened since."""
-        return self.cancelled is not None and all(self.supersedes(word) for word in self.words.values())
+        reopened = any(word.quantity and not self.supersedes(word) for word in self.words.values())
+        return self.cancelled is not None and not reopened
 
     def supersedes(self, word: Word) -> bool:
         """Tell whether the cancel of the whole order is later than a line's word."""
@@ -593,6 +594,9 @@ class Model:
     def _source(self, channel: str, sku: str, units: int, node: str) -> list[Source]:
         """Take units from nodes in order, each up to what is free; the rest is oversold at the first of N."""
         nodes = [node] if node else self._serving(channel, sku)
+        return self._take(sku, units, nodes, nodes[:1])
+
+    def _take(self, sku: str, units: int, nodes: list[str], first: list[str]) -> list[Source]:
         sources = []
         left = units
         for name in nodes:
@@ -600,12 +604,12 @@ class Model:
             left -= taken
             if taken:
                 sources.append(Source(name, taken))
-        if left:
-            if sources and sources[0].node == nodes[0]:
+        if left and first:
+            if sources and sources[0].node == first[0]:
                 sources[0].quantity += left
                 sources[0].oversold = left
             else:
-                sources.insert(0, Source(nodes[0], left, left))
+                sources.insert(0, Source(first[0], left, left))
         return sources
 
     def _give_back(self, lines: dict[str, list[Source]], sku: str, units: int) -> None:
@@ -747,20 +751,15 @@ class Model:
         if named:
             return [(named[0], rest)] if rest else []
         missing = rest - sum(units for _, units in auto)
-        channel = order.channel or (name[0] if name[0] in self.channels else "")
-        if channel:
-            nodes = self._serving(channel, sku)
+        declared = [channel for channel in (order.channel, name[0]) if channel in self.channels]
+        if declared:
+            nodes, every = self._serving(declared[0], sku), self.channel_nodes(declared[0])
         else:
-            nodes = [node for node in by_name(self.nodes) if self.nodes[node].online]
-        first = (nodes or by_name(self.nodes))[:1]
+            every = by_name(self.nodes)
+            nodes = [node for node in every if self.nodes[node].online]
         put: Units = dict(auto)
-        for node in nodes:
-            taken = min(missing, self.free(sku, node))
-            if taken:
-                add(put, node, taken)
-                missing -= taken
-        if missing and first:
-            add(put, first[0], missing)
+        for source in self._take(sku, missing, nodes, (nodes or every)[:1]):
+            add(put, source.node, source.quantity)
         return list(put.items())
 
     def _write_committed(self, order: Order, sku: str, placed: list[Units]) -> None:
