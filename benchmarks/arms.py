@@ -27,6 +27,8 @@ class Arm:
         self._path, self._requests, self._once, self._in_flight = path, requests, once, in_flight
         self._cpu_us: list[float] = []
         self._others: list[float] = []
+        self.calls = 0
+        """Calls made so far."""
 
     def __call__(self) -> float:
         """Run one block; return calls a second."""
@@ -45,6 +47,7 @@ class Arm:
         (server_s, _), others = meter.used()
         self._cpu_us.append(server_s / count * 1e6)
         self._others.append(others)
+        self.calls += count
         return float(rate)
 
     @property

@@ -19,6 +19,9 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import redis as redis_py
 
 from availability.ledger import calls
 from availability.ledger.commit_queue import Pending
@@ -134,6 +137,11 @@ def cpu_s(pid: int) -> float:
     """Seconds of processor that a process (without its children) has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def main_thread_s(pid: int) -> float:
+    """Seconds of processor of a process's main thread, to the nanosecond; that is where Redis runs commands."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def busy_s() -> float:
@@ -268,6 +276,7 @@ class Server:
 
     grpc: str
     redis: str
+    redis_pid: int
     pid: int
     token: str = dataclasses.field(default="", repr=False)
 
@@ -296,19 +305,26 @@ def service(*, strict: bool = False) -> Iterator[Server]:
             *("--data-dir", str(Path(folder) / "data")),
         ]
         with _child(command, Path(folder), environment) as ready:
-            yield Server(grpc=ready["grpc"], redis=ready["redis"], pid=ready["pid"], token=token)
+            redis = redis_py.Redis.from_url(ready["redis"])
+            redis_pid = redis.info("server")["process_id"]
+            redis.close()
+            yield Server(
+                grpc=ready["grpc"], redis=ready["redis"], redis_pid=redis_pid, pid=ready["pid"], token=token
+            )
 
 
 @contextlib.contextmanager
 def echo_server() -> Iterator[Server]:
     """Run the server of trivial handlers, `benchmarks/echo.py`."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        with _child(["-m", "benchmarks.echo"], Path(folder), dict(os.environ)) as ready:
-            yield Server(grpc=ready["grpc"], redis="", pid=ready["pid"])
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        _child(["-m", "benchmarks.echo"], Path(folder), dict(os.environ)) as ready,
+    ):
+        yield Server(grpc=ready["grpc"], redis="", redis_pid=0, pid=ready["pid"])
 
 
 @contextlib.contextmanager
-def _child(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[dict[str, object]]:
+def _child(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
     ready_file = folder / "ready.json"
     process = subprocess.Popen(
         [sys.executable, *command, "--ready-file", str(ready_file)],

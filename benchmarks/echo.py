@@ -35,7 +35,7 @@ def main() -> None:
     sys.setswitchinterval(0.001)  # as the service does
     limits = LimitSettings()
     server = grpc.server(
-        LendingPool(running=limits.threads_running, threads_max=limits.threads_max),
+        LendingPool(running=limits.threads_running, threads_max=limits.threads_max),  # type: ignore[arg-type]  # any Executor does
         maximum_concurrent_rpcs=limits.calls_max,
         options=_channel_options(ServerOptions(address="127.0.0.1:0")),
     )

@@ -81,6 +81,15 @@ def channel(address: str) -> grpc.Channel:
     return _channels[address]
 
 
+def unary(address: str, path: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Return a method that takes and gives bytes."""
+    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel(address).unary_unary(
+        path,
+        _registered_method=True,  # type: ignore[call-arg]  # as generated stubs do
+    )
+    return method
+
+
 def metadata(token: str) -> tuple[tuple[str, str], ...]:
     """Return what a call carries."""
     return (("authorization", f"Bearer {token}"),) if token else ()
@@ -90,7 +99,7 @@ def closed_loop(
     address: str, path: str, token: str, requests: Sequence[bytes], once: bool, seconds: float, in_flight: int
 ) -> tuple[float, int]:
     """Keep calls in flight; return answers a second, and how many in all. ``once``: send no request twice."""
-    call = channel(address).unary_unary(path, _registered_method=True)  # type: ignore[call-arg]  # as generated stubs do
+    call = unary(address, path)
     headers = metadata(token)
     waiting = deque(requests)
     done = 0

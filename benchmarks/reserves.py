@@ -7,11 +7,15 @@ pipelined by 100. "Engine" is the handler called from many threads, without gRPC
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,10 +32,12 @@ from availability.v1 import common_pb2
 from availability.v1 import reservation_pb2 as res
 from benchmarks.arms import Arm
 from benchmarks.common import (
+    CALL_TIMEOUT_S,
     CHANNEL,
     NODES,
     PLENTY,
     SKUS,
+    Meter,
     Rates,
     Row,
     Server,
@@ -40,6 +46,7 @@ from benchmarks.common import (
     fill,
     in_turns,
     ledger_of_own,
+    main_thread_s,
     reserve_call,
     say,
     short,
@@ -60,44 +67,76 @@ SMALL_BASE = "small:{0}:"
 _small_source = Path(__file__).with_name("small_function.lua")
 
 
+class Costs:
+    """Processor time per call of this process and of Redis, block by block."""
+
+    def __init__(self, redis_pid: int) -> None:
+        self._pid = redis_pid
+        self._python: list[float] = []
+        self._redis: list[float] = []
+
+    @contextmanager
+    def of(self, calls: int) -> Iterator[None]:
+        """Measure the body, which makes so many calls."""
+        python, redis = time.process_time(), main_thread_s(self._pid)
+        yield
+        self._python.append((time.process_time() - python) / calls * 1e6)
+        self._redis.append((main_thread_s(self._pid) - redis) / calls * 1e6)
+
+    @property
+    def python_us(self) -> float:
+        return statistics.median(self._python)
+
+    @property
+    def redis_us(self) -> float:
+        return statistics.median(self._redis)
+
+    @property
+    def us(self) -> float:
+        """Both: what a call costs where nothing overlaps."""
+        return self.python_us + self.redis_us
+
+
 class Bare:
-    """Calls of a function from redis-py, prebuilt, pipelined; remembers Redis's own time per call."""
+    """Calls of a function from redis-py, prebuilt, pipelined."""
 
     def __init__(
-        self, client: redis_py.Redis, prepare: Callable[[int], list[tuple[object, ...]]], calls: int
-    ):
+        self,
+        client: redis_py.Redis,
+        prepare: Callable[[int], list[tuple[object, ...]]],
+        calls: int,
+        redis_pid: int,
+    ) -> None:
         self._client, self._prepare, self._calls = client, prepare, calls
-        self.redis_us: list[float] = []
+        self.costs = Costs(redis_pid)
 
     def __call__(self) -> float:
         """Run one block; return calls a second."""
         commands = self._prepare(self._calls)
-        before = fcall_us(self._client)
+        replies: list[bytes] = []
         began = time.perf_counter()
-        for first in range(0, len(commands), PIPELINE):
-            pipe = self._client.pipeline(transaction=False)
-            for command in commands[first : first + PIPELINE]:
-                pipe.execute_command(*command)
-            replies = pipe.execute()
+        with self.costs.of(len(commands)):
+            for first in range(0, len(commands), PIPELINE):
+                pipe = self._client.pipeline(transaction=False)
+                for command in commands[first : first + PIPELINE]:
+                    pipe.execute_command(*command)
+                replies += pipe.execute()
         took = time.perf_counter() - began
         if not all(b"RESERVED" in reply for reply in replies):
             raise RuntimeError(f"not reserved: {replies[0]!r}")
-        self.redis_us.append((fcall_us(self._client) - before) / len(commands))
         return len(commands) / took
 
 
 class Engine:
     """The handler, called from many threads."""
 
-    def __init__(self, handlers: ReservationHandlers, client: redis_py.Redis, names: Callable[[int], str]):
-        self._handlers, self._client, self._names = handlers, client, names
-        self.redis_us: list[float] = []
-        self.cpu_us: list[float] = []
+    def __init__(self, handlers: ReservationHandlers, names: Callable[[int], str], redis_pid: int) -> None:
+        self._handlers, self._names = handlers, names
+        self.costs = Costs(redis_pid)
 
     def run(self, threads: int, calls: int) -> float:
         """Make so many reservations; return how many a second."""
-        run = secrets.token_hex(4)
-        waiting = iter(create_requests(self._names, calls, run))
+        waiting = iter(create_requests(self._names, calls, secrets.token_hex(4)))
         failures: list[BaseException] = []
         principal = Principal(id="bench", scopes=frozenset(Scope))
 
@@ -105,7 +144,7 @@ class Engine:
             try:
                 for request in waiting:  # a list's iterator is safe to share
                     response = self._handlers.create_reservation(
-                        request, CallContext(principal, time.monotonic() + 10)
+                        request, CallContext(principal, time.monotonic() + CALL_TIMEOUT_S)
                     )
                     if response.outcome != res.RESERVATION_OUTCOME_RESERVED:
                         raise RuntimeError(f"not reserved: {response}")
@@ -113,31 +152,23 @@ class Engine:
                 failures.append(error)
 
         workers = [threading.Thread(target=work) for _ in range(threads)]
-        before, cpu = fcall_us(self._client), time.process_time()
         began = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        with self.costs.of(calls):
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
         took = time.perf_counter() - began
         if failures:
             raise failures[0]
-        self.cpu_us.append((time.process_time() - cpu) / calls * 1e6)
-        self.redis_us.append((fcall_us(self._client) - before) / calls)
         return calls / took
-
-
-def fcall_us(client: redis_py.Redis) -> float:
-    """Microseconds that Redis has spent in functions."""
-    stats = client.info("commandstats").get("cmdstat_fcall")
-    return float(stats["usec"]) if stats else 0.0
 
 
 def uniform(number: int) -> str:
     return sku(number * 7_919 % SKUS)
 
 
-def hot(number: int) -> str:
+def hot(_: int) -> str:
     return sku(HOT)
 
 
@@ -183,10 +214,8 @@ def small_commands(names: Callable[[int], str]) -> Callable[[int], list[tuple[ob
         for number in range(count):
             request_id, hold = f"{run}-{number}", f"r{run}{number:016d}"
             node = NODES[number % len(NODES)]
-            commands.append(
-                ("FCALL", "bench_small_reserve", 1, SMALL_BASE)
-                + (bucket(request_id), request_id, hold, names(number), node, 1, due)
-            )
+            arguments = (bucket(request_id), request_id, hold, names(number), node, 1, due)
+            commands.append(("FCALL", "bench_small_reserve", 1, SMALL_BASE, *arguments))
         return commands
 
     return prepare
@@ -222,45 +251,46 @@ def inside(size: Size) -> list[Row]:
             fill(ledger)
             client = redis_py.Redis(unix_socket_path=redis.socket)
             fill_small(client)
-            return _compare(size, ledger, client)
+            return _compare(size, ledger, client, redis.pid)
     finally:
         sys.setswitchinterval(switch_interval)
 
 
-def _compare(size: Size, ledger: Ledger, client: redis_py.Redis) -> list[Row]:
+def _compare(size: Size, ledger: Ledger, client: redis_py.Redis, redis_pid: int) -> list[Row]:
     calls = size.block_calls
     handlers = handlers_of(ledger)
-    engine, engine_hot = Engine(handlers, client, uniform), Engine(handlers, client, hot)
-    tried = in_turns(
-        2,
-        {str(n): lambda n=n: engine.run(n, calls // 2) for n in THREADS_TRIED},  # type: ignore[misc]
-    )
+    trial = Engine(handlers, uniform, redis_pid)
+    tried = in_turns(2, {str(n): partial(trial.run, n, calls // 2) for n in THREADS_TRIED})
     best = max(THREADS_TRIED, key=lambda n: tried[str(n)].median)
     say("  engine by threads: " + ", ".join(f"{n}: {short(tried[str(n)].median)}/s" for n in THREADS_TRIED))
-    bare = Bare(client, bare_commands(ledger, uniform), calls)
-    bare_hot = Bare(client, bare_commands(ledger, hot), calls)
-    small = Bare(client, small_commands(uniform), calls)
+    engine, engine_hot = Engine(handlers, uniform, redis_pid), Engine(handlers, hot, redis_pid)
+    bare = Bare(client, bare_commands(ledger, uniform), calls, redis_pid)
+    bare_hot = Bare(client, bare_commands(ledger, hot), calls, redis_pid)
+    small = Bare(client, small_commands(uniform), calls, redis_pid)
+    meter = Meter([os.getpid(), redis_pid])
     rates = in_turns(
         size.blocks,
         {
             "small": small,
             "bare": bare,
             "bare hot": bare_hot,
-            "engine": lambda: engine.run(best, calls),
-            "engine hot": lambda: engine_hot.run(best, calls),
+            "engine": partial(engine.run, best, calls),
+            "engine hot": partial(engine_hot.run, best, calls),
         },
     )
-    middle = size.blocks // 2
-    say(
-        f"  Redis's own time a call: small {sorted(small.redis_us)[middle]:.1f}, bare {sorted(bare.redis_us)[middle]:.1f}, "
-        f"hot {sorted(bare_hot.redis_us)[middle]:.1f}, engine {sorted(engine.redis_us)[middle]:.1f} µs; "
-        f"engine's Python {sorted(engine.cpu_us)[middle]:.0f} µs a call"
-    )
+    say(f"  {best} threads; others used {meter.used()[1]:.1f} cores; processor time a call, Python + Redis:")
+    by_name = {"small": small, "bare": bare, "bare hot": bare_hot}
+    all_costs = {name: arm.costs for name, arm in by_name.items()}
+    all_costs |= {"engine": engine.costs, "engine hot": engine_hot.costs}
+    for name, costs in all_costs.items():
+        say(f"    {name:<10} {costs.python_us:6.1f} + {costs.redis_us:6.1f} µs")
     return [
         _row("reserve: engine ÷ bare", rates["engine"], rates["bare"], ENGINE_TARGET),
+        _by_cpu(bare.costs, engine.costs, ENGINE_TARGET),
         _row("  bare: one hot sku ÷ uniform", rates["bare hot"], rates["bare"], HOT_TARGET),
         _row("  engine: one hot sku ÷ uniform", rates["engine hot"], rates["engine"], HOT_TARGET),
         _row("reserve: bare ÷ small function", rates["bare"], rates["small"], BARE_TARGET),
+        _by_cpu(small.costs, bare.costs, BARE_TARGET),
         Row(
             measure="  bare against 43 k/s",
             figure=f"{short(rates['bare'].median)}/s",
@@ -269,6 +299,17 @@ def _compare(size: Size, ledger: Ledger, client: redis_py.Redis) -> list[Row]:
             met=rates["bare"].median >= BARE_TARGET * SMALL_IN_DESIGN,
         ),
     ]
+
+
+def _by_cpu(base: Costs, mine: Costs, target: float) -> Row:
+    ratio = base.us / mine.us
+    return Row(
+        measure="  the same by processor time, Python + Redis",
+        figure=f"{base.us:.0f} µs ÷ {mine.us:.0f} µs",
+        ratio=ratio,
+        target=f"≥ {target}",
+        met=ratio >= target,
+    )
 
 
 def _row(measure: str, mine: Rates, other: Rates, target: float) -> Row:

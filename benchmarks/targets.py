@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name in MODULES:
         if not options.name or name in options.name:
             say(f"== {name}")
-            rows += importlib.import_module(f"benchmarks.{name}").run(size)
+            try:
+                rows += importlib.import_module(f"benchmarks.{name}").run(size)
+            except Exception:  # the others' figures are worth having
+                traceback.print_exc()
+                rows.append(Row(measure=name, figure="failed", met=False))
     print_table(rows)
     say(f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
     return 1 if any(row.met is False for row in rows) else 0
