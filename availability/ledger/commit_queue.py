@@ -46,10 +46,14 @@ class NoLedger(LedgerError):
     """Redis holds no ledger under this prefix, or another one than this server works on."""
 
 
-class Pending:
-    """A call on its way. ``wait`` from one thread only."""
+_TELLING = threading.Lock()
+"""Orders ``finish`` and ``on_done`` of every call; held for two statements."""
 
-    __slots__ = ("_done", "deadline", "error", "function", "payload", "reply", "sent")
+
+class Pending:
+    """A call on its way: ``wait`` for it from one thread, or be told by ``on_done`` and then ``wait``."""
+
+    __slots__ = ("_done", "_told", "deadline", "error", "function", "payload", "reply", "sent")
 
     def __init__(self, function: str, payload: bytes, deadline: float) -> None:
         self.function = function
@@ -58,12 +62,25 @@ class Pending:
         self.reply: bytes = b""
         self.error: LedgerError | None = None
         self.sent = False
+        self._told: Callable[[], object] | None = None
         self._done = threading.Lock()
         self._done.acquire()
 
     def finish(self) -> None:
-        """Wake the waiter; reply or error is set."""
-        self._done.release()
+        """Wake the waiter, tell the teller; reply or error is set."""
+        with _TELLING:
+            self._done.release()
+            told = self._told
+        if told is not None:
+            told()
+
+    def on_done(self, told: Callable[[], object]) -> None:
+        """Call ``told`` once when there is a reply or an error, on the queue's thread, or here where there is one."""
+        with _TELLING:
+            if self._done.locked():
+                self._told = told
+                return
+        told()
 
     def wait(self) -> bytes:
         """Return the packed reply. Raises LedgerError."""

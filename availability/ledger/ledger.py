@@ -303,6 +303,8 @@ class _Checkpoint(msgspec.Struct, array_like=True, frozen=True):
 
 
 _HOLD = msgspec.msgpack.Decoder(calls.HoldReply)
+decode_hold = _HOLD.decode
+"""Reply of reserve, extend, commit and release, for who submitted the call himself."""
 _DELTAS = msgspec.msgpack.Decoder(calls.DeltasReply)
 _STREAM = msgspec.msgpack.Decoder(calls.StreamReply)
 _POLICY = msgspec.msgpack.Decoder(calls.PolicyReply)

@@ -84,7 +84,7 @@ class State:
 
     def __init__(self, settings: ReplicaSettings, names_of: State | None = None) -> None:
         self._settings = settings
-        self.numbers = Numbers(names_of.numbers if names_of else {})
+        self.numbers: Numbers = Numbers(names_of.numbers if names_of else {})
         self.names: list[str] = list(names_of.names) if names_of else []
         self.ledger_id = ""
         self.version = ZERO

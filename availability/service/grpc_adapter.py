@@ -28,6 +28,7 @@ import structlog
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc import _server as _grpc_server
 from grpc_health.v1 import health as grpc_health  # type: ignore[import-untyped]  # it ships no types
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]  # it ships no types
@@ -39,6 +40,7 @@ from availability.service.auth import Authenticator, NoAuth, Principal, require_
 from availability.service.context import CallContext
 from availability.service.failures import as_service_error, grpc_status, overloaded
 from availability.service.health import Health
+from availability.service.later import Later
 from availability.service.pool import LendingPool
 from availability.service.rpcs import PACKAGE, RPCS, Rpc, check_table
 
@@ -50,6 +52,8 @@ STREAMS_MAX_DEFAULT = 64
 SPARE_STREAM_THREADS = 2
 """For those that are refused: they need a thread to be told."""
 HEALTH_WATCHERS_MAX = 16
+DEFERRING = callable(getattr(_grpc_server, "_status", None))
+"""Whether this grpc lets a write's answer be sent without a thread that waits for it; else writes wait."""
 REFLECTION_STREAMS_MAX = 4
 _TRACEPARENT = re.compile(r"\A[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-|\Z)")
 
@@ -244,6 +248,8 @@ class _Pipeline:
         decode: Callable[[bytes], Message] = GetMessageClass(descriptor.input_type).FromString
         encode: Callable[[Message], bytes] = GetMessageClass(descriptor.output_type).SerializeToString
         if not rpc.streams:
+            if DEFERRING and rpc.service == "ReservationService":
+                return grpc.stream_stream_rpc_method_handler(self._deferring(rpc, handler, decode, encode))
             return grpc.stream_unary_rpc_method_handler(self._unary(rpc, handler, decode, encode))
         limit = self._options.streams_max.get(rpc.method, STREAMS_MAX_DEFAULT)
         return self.limited(rpc.method, self._stream(rpc, handler, decode, encode), limit, rpc.path)
@@ -255,40 +261,18 @@ class _Pipeline:
         decode: Callable[[bytes], Message],
         encode: Callable[[Message], bytes],
     ) -> Behaviour:
-        path, scope, call_class = rpc.path, rpc.scope, rpc.call_class
-        authenticate, admit, queue_wait_s = self._authenticate, self._admission.check, self._pool.queue_wait_s
-        blocking = self._blocking(rpc)
+        path = rpc.path
         observe = self._metrics.observer(path)
-        default_s, max_s = self._options.default_deadline_ms / 1000, self._options.deadline_ms_max / 1000
-        clock, monotonic = time.perf_counter, time.monotonic
+        run = self._begun(rpc, handler, decode)
+        clock = time.perf_counter
 
         def behaviour(requests: Iterator[bytes], grpc_context: grpc.ServicerContext) -> bytes:
             started = clock()
             correlation_id = ""
             try:
                 authorization, correlation_id = _scan(grpc_context.invocation_metadata())
-                principal = authenticate(authorization)
-                if scope not in principal.scopes:
-                    raise _denied(principal, rpc)
-                remaining_s = grpc_context.time_remaining()
-                if remaining_s > max_s:
-                    remaining_s = default_s if remaining_s > NO_DEADLINE_S else max_s
-                elif remaining_s <= 0:
-                    raise ServiceError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the call began")
-                queue_wait_ms = queue_wait_s() * 1000
-                overload = admit(call_class, queue_wait_ms)
-                if overload is not None:
-                    raise overloaded(overload)
-                context = CallContext(
-                    principal,
-                    monotonic() + remaining_s,
-                    correlation_id,
-                    queue_wait_ms,
-                    blocking,
-                    partial(_has_ended, grpc_context),
-                    grpc_context.add_callback,
-                )
-                response = encode(handler(_decoded(decode, _only(requests)), context))
+                result = run(authorization, correlation_id, requests, grpc_context)
+                response = encode(result.result() if isinstance(result, Later) else result)
             except grpc.RpcError:  # the caller left before its message came; gRPC knows
                 observe("CANCELLED", clock() - started)
                 raise
@@ -301,6 +285,100 @@ class _Pipeline:
             grpc_context.abort_with_status(grpc_status(failure))
             raise AssertionError  # abort has raised
 
+        return behaviour
+
+    def _begun(
+        self, rpc: Rpc, handler: Handler, decode: Callable[[bytes], Message]
+    ) -> Callable[[str, str, Iterator[bytes], grpc.ServicerContext], Any]:
+        """Return what every unary call does up to its handler's answer; ServiceError where it is refused."""
+        scope, call_class = rpc.scope, rpc.call_class
+        authenticate, admit, queue_wait_s = self._authenticate, self._admission.check, self._pool.queue_wait_s
+        blocking = self._blocking(rpc)
+        default_s, max_s = self._options.default_deadline_ms / 1000, self._options.deadline_ms_max / 1000
+        monotonic = time.monotonic
+
+        def run(
+            authorization: str,
+            correlation_id: str,
+            requests: Iterator[bytes],
+            grpc_context: grpc.ServicerContext,
+        ) -> Any:
+            principal = authenticate(authorization)
+            if scope not in principal.scopes:
+                raise _denied(principal, rpc)
+            remaining_s = grpc_context.time_remaining()
+            if remaining_s > max_s:
+                remaining_s = default_s if remaining_s > NO_DEADLINE_S else max_s
+            elif remaining_s <= 0:
+                raise ServiceError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the call began")
+            queue_wait_ms = queue_wait_s() * 1000
+            overload = admit(call_class, queue_wait_ms)
+            if overload is not None:
+                raise overloaded(overload)
+            context = CallContext(
+                principal,
+                monotonic() + remaining_s,
+                correlation_id,
+                queue_wait_ms,
+                blocking,
+                partial(_has_ended, grpc_context),
+                grpc_context.add_callback,
+            )
+            return handler(_decoded(decode, _only(requests)), context)
+
+        return run
+
+    def _deferring(
+        self,
+        rpc: Rpc,
+        handler: Handler,
+        decode: Callable[[bytes], Message],
+        encode: Callable[[Message], bytes],
+    ) -> Callable[..., None]:
+        """Like `_unary`, but an answer that is owed (`Later`) holds no thread: it is sent when it comes."""
+        observe = self._metrics.observer(rpc.path)
+        run = self._begun(rpc, handler, decode)
+        clock, submit = time.perf_counter, self._pool.submit
+
+        def behaviour(
+            requests: Iterator[bytes], grpc_context: grpc.ServicerContext, _send: Callable[[Any], None]
+        ) -> None:
+            started = clock()
+            correlation_id = ""
+
+            def answer(result: Any) -> None:
+                try:
+                    response = encode(result.result() if isinstance(result, Later) else result)
+                except Exception as error:
+                    fail(error)
+                else:
+                    observe("OK", clock() - started)
+                    _send_status(grpc_context, response)
+
+            def fail(error: Exception) -> None:
+                failure = as_service_error(error, method=rpc.path, correlation_id=correlation_id)
+                observe(failure.reason.code.value, clock() - started)
+                status = grpc_status(failure)
+                grpc_context.set_code(status.code)
+                grpc_context.set_details(status.details)
+                grpc_context.set_trailing_metadata(status.trailing_metadata)
+                _send_status(grpc_context, None)
+
+            try:
+                authorization, correlation_id = _scan(grpc_context.invocation_metadata())
+                result = run(authorization, correlation_id, requests, grpc_context)
+            except grpc.RpcError:  # the caller left before its message came; gRPC knows
+                observe("CANCELLED", clock() - started)
+                _send_status(grpc_context, None)
+            except Exception as error:
+                fail(error)
+            else:
+                if isinstance(result, Later):
+                    result.on_done(lambda: submit(answer, result))
+                else:
+                    answer(result)
+
+        behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]  # grpc reads it off the function
         return behaviour
 
     def _stream(
@@ -451,6 +529,12 @@ def _has_ended(grpc_context: grpc.ServicerContext) -> bool:
 
 
 # --- What gRPC is told ------------------------------------------------------------------------------------
+
+
+def _send_status(grpc_context: Any, response: bytes | None) -> None:
+    # What grpc's own unary path does when a handler returns, from whatever thread has the answer. Undocumented in
+    # grpc 1.85: `DEFERRING` looks for it, and a test holds the installed version to it.
+    _grpc_server._status(grpc_context._rpc_event, grpc_context._state, response)
 
 
 def _on_own_pool(behaviour: Callable[..., Any], pool: ThreadPoolExecutor) -> None:

@@ -82,21 +82,18 @@ def hold_ms(duration: Duration) -> int:
 
 
 def request_key(request_id: str, content: Message, ctx: CallContext) -> RequestKey:
-    """Key of a mutating request; two requests are the same when all but their request_id is."""
+    """Key of a mutating request; two requests with one id are the same when all their fields are."""
     problem = text_problem(request_id, "request_id", bytes_max=ID_BYTES_MAX)
     if problem is not None:
         raise invalid(problem, field="request_id")
-    bare = type(content)()
-    bare.CopyFrom(content)
-    bare.ClearField("request_id")
-    raw = content.DESCRIPTOR.name.encode() + bare.SerializeToString(deterministic=True)
+    raw = content.DESCRIPTOR.name.encode() + content.SerializeToString(deterministic=True)
     return RequestKey(
-        request_id=request_id,
-        bucket=bucket(request_id),
-        fingerprint=fingerprint(raw),
-        uuid_ms=uuid7_ms(request_id),
-        author=ctx.principal.id,
-        correlation_id=ctx.correlation_id,
+        request_id,
+        bucket(request_id),
+        fingerprint(raw),
+        uuid7_ms(request_id),
+        ctx.principal.id,
+        ctx.correlation_id,
     )
 
 

@@ -1,4 +1,7 @@
-"""Reservations: messages in, one ledger call each, messages out. What is granted is decided in the ledger."""
+"""Reservations: messages in, one ledger call each, messages out. What is granted is decided in the ledger.
+
+Writes return `Later`: the ledger's answer is on its way, and no thread has to wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from collections.abc import Callable
 from availability.domain.errors import invalid
 from availability.domain.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from availability.ledger import calls
-from availability.ledger.ledger import Ledger
+from availability.ledger.ledger import Ledger, decode_hold
 from availability.service.context import CallContext
+from availability.service.later import Later
 from availability.service.ledger_calls import call, ledger_failures, refuse
 from availability.service.requests import (
     check_id,
@@ -54,44 +58,49 @@ class ReservationHandlers:
 
     def create_reservation(
         self, request: pb.CreateReservationRequest, ctx: CallContext
-    ) -> pb.CreateReservationResponse:
+    ) -> Later[pb.CreateReservationResponse]:
         """Hold all lines or nothing (or what there is, with allow_partial)."""
-        check_id(request.channel, "channel")
-        check_id(request.node, "node", required=False)
+        channel, node = request.channel, request.node
+        check_id(channel, "channel")
+        check_id(node, "node", required=False)
         lines = grouped_lines(request.lines, self._lines_max)
         source, ref = _order(request.order_source, request.order_ref)
         command = calls.Reserve(
-            request=request_key(request.request_id, request, ctx),
-            reservation_id=self._new_id(),
-            channel=request.channel,
-            lines=lines,
-            hold_ms=hold_ms(request.hold_duration),
-            order_source=source or (request.channel if ref else ""),
-            order_ref=ref,
-            allow_partial=request.allow_partial,
-            node=request.node,
-            auto_create=self._ledger.settings.auto_create,
+            request_key(request.request_id, request, ctx),
+            self._new_id(),
+            channel,
+            lines,
+            hold_ms(request.hold_duration),
+            source or (channel if ref else ""),
+            ref,
+            request.allow_partial,
+            node,
+            self._ledger.settings.auto_create,
         )
-        reply = call(ctx, lambda: self._ledger.reserve(command, ctx.deadline))
-        outcome = _OUTCOMES.get(reply.status)
-        if outcome is None:
-            raise refuse(reply.status, channel=request.channel, node=request.node)
-        self._outcomes.reservation(reply.status.lower())
-        return pb.CreateReservationResponse(
-            reservation=_shown(reply.reservation),
-            outcome=outcome,
-            shortages=[
-                pb.Shortage(sku=lines[i][0], requested_quantity=lines[i][1], sellable_quantity=sellable)
-                for i, sellable in reply.shortages
-            ],
-            replayed=reply.replayed,
-            version=reply.version,
-            durability=self._durability,
-        )
+
+        def finish(raw: bytes) -> pb.CreateReservationResponse:
+            reply = decode_hold(raw)
+            outcome = _OUTCOMES.get(reply.status)
+            if outcome is None:
+                raise refuse(reply.status, channel=channel, node=node)
+            self._outcomes.reservation(reply.status.lower())
+            return pb.CreateReservationResponse(
+                reservation=_shown(reply.reservation),
+                outcome=outcome,
+                shortages=[
+                    pb.Shortage(sku=lines[i][0], requested_quantity=lines[i][1], sellable_quantity=sellable)
+                    for i, sellable in reply.shortages
+                ],
+                replayed=reply.replayed,
+                version=reply.version,
+                durability=self._durability,
+            )
+
+        return Later(self._ledger.submit("reserve", command, ctx.deadline), finish)
 
     def extend_reservation(
         self, request: pb.ExtendReservationRequest, ctx: CallContext
-    ) -> pb.ExtendReservationResponse:
+    ) -> Later[pb.ExtendReservationResponse]:
         """Set a new deadline."""
         check_reference(request.reservation_id, "reservation_id", required=True)
         command = calls.Extend(
@@ -99,49 +108,58 @@ class ReservationHandlers:
             request.reservation_id,
             hold_ms(request.hold_duration),
         )
-        reply = call(ctx, lambda: self._ledger.extend(command, ctx.deadline))
-        self._expect("EXTENDED", reply, request.reservation_id)
-        return pb.ExtendReservationResponse(
-            reservation=_shown(reply.reservation),
-            replayed=reply.replayed,
-            version=reply.version,
-            durability=self._durability,
-        )
+
+        def finish(raw: bytes) -> pb.ExtendReservationResponse:
+            reply = self._expect("EXTENDED", raw, command.reservation_id)
+            return pb.ExtendReservationResponse(
+                reservation=_shown(reply.reservation),
+                replayed=reply.replayed,
+                version=reply.version,
+                durability=self._durability,
+            )
+
+        return Later(self._ledger.submit("extend", command, ctx.deadline), finish)
 
     def commit_reservation(
         self, request: pb.CommitReservationRequest, ctx: CallContext
-    ) -> pb.CommitReservationResponse:
+    ) -> Later[pb.CommitReservationResponse]:
         """Turn a hold into an order's commitment."""
         check_reference(request.reservation_id, "reservation_id", required=True)
         source, ref = _order(request.order_source, request.order_ref)
         command = calls.Commit(
             request_key(request.request_id, request, ctx), request.reservation_id, source, ref
         )
-        reply = call(ctx, lambda: self._ledger.commit(command, ctx.deadline))
-        self._expect("COMMITTED", reply, request.reservation_id)
-        return pb.CommitReservationResponse(
-            reservation=_shown(reply.reservation),
-            order_cancelled=reply.order_cancelled,
-            replayed=reply.replayed,
-            version=reply.version,
-            durability=self._durability,
-        )
+
+        def finish(raw: bytes) -> pb.CommitReservationResponse:
+            reply = self._expect("COMMITTED", raw, command.reservation_id)
+            return pb.CommitReservationResponse(
+                reservation=_shown(reply.reservation),
+                order_cancelled=reply.order_cancelled,
+                replayed=reply.replayed,
+                version=reply.version,
+                durability=self._durability,
+            )
+
+        return Later(self._ledger.submit("commit", command, ctx.deadline), finish)
 
     def release_reservation(
         self, request: pb.ReleaseReservationRequest, ctx: CallContext
-    ) -> pb.ReleaseReservationResponse:
+    ) -> Later[pb.ReleaseReservationResponse]:
         """Give units back."""
         check_reference(request.reservation_id, "reservation_id", required=True)
         lines = grouped_lines(request.lines, self._lines_max) if request.lines else []
         command = calls.Release(request_key(request.request_id, request, ctx), request.reservation_id, lines)
-        reply = call(ctx, lambda: self._ledger.release(command, ctx.deadline))
-        self._expect("RELEASED", reply, request.reservation_id)
-        return pb.ReleaseReservationResponse(
-            reservation=_shown(reply.reservation),
-            replayed=reply.replayed,
-            version=reply.version,
-            durability=self._durability,
-        )
+
+        def finish(raw: bytes) -> pb.ReleaseReservationResponse:
+            reply = self._expect("RELEASED", raw, command.reservation_id)
+            return pb.ReleaseReservationResponse(
+                reservation=_shown(reply.reservation),
+                replayed=reply.replayed,
+                version=reply.version,
+                durability=self._durability,
+            )
+
+        return Later(self._ledger.submit("release", command, ctx.deadline), finish)
 
     def get_reservation(
         self, request: pb.GetReservationRequest, ctx: CallContext
@@ -182,10 +200,12 @@ class ReservationHandlers:
         token = f"{scores[-1]}.{views[-1].reservation_id}" if len(views) == size else ""
         return pb.ListReservationsResponse(reservations=map(_reservation, views), next_page_token=token)
 
-    def _expect(self, status: str, reply: calls.HoldReply, reservation_id: str) -> None:
+    def _expect(self, status: str, raw: bytes, reservation_id: str) -> calls.HoldReply:
+        reply = decode_hold(raw)
         if reply.status != status:
             raise refuse(reply.status, reservation_id=reservation_id)
         self._outcomes.reservation(status.lower())
+        return reply
 
 
 def _order(source: str, ref: str) -> tuple[str, str]:
