@@ -1,0 +1,106 @@
+# ruff: noqa: E501 -- the table of bugs reads by rows
+"""Plant known bugs, one at a time, and see that the tests catch each.
+
+``python tests/planted_bugs.py [NAME …]`` copies the checkout, breaks one thing in the copy, runs the tests that should notice,
+and prints which test did. Exit code 1 when a bug lived. Takes minutes; not collected by pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LUA = "availability/ledger/functions/"
+TESTS = (
+    "tests/test_formula.py",
+    "tests/test_model.py",
+    "tests/test_baskets.py",
+    "tests/test_orders_property.py",
+    "tests/test_state_machine.py",
+    "tests/test_linearizability.py",
+    "tests/faults",
+)
+SECONDS_MAX = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """``old`` stands exactly once in ``file``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+BUGS = (
+    Bug("safety stock is sold", LUA + "07_sourcing.lua", "max(0, p.quarantined) - safety)", "max(0, p.quarantined))"),
+    Bug("percent buffer rounds down", LUA + "07_sourcing.lua", "ceil(percent * gives / 100)", "floor(percent * gives / 100)"),
+    Bug("promises of an offline node are forgotten", LUA + "07_sourcing.lua", "pool = pool + min(0, net)", "pool = pool"),
+    Bug("one unit more than sellable is granted", LUA + "10_reservations.lua", "min(line[2], can)", "min(line[2], can + 1)"),
+    Bug("equal skus of a basket are not added up", "availability/service/requests.py", "totals[sku] = total", "totals[sku] = quantity"),
+    Bug("a reused request id is taken for a repeat", LUA + "04_requests.lua", "if sub(kept, 1, 12) ~= req[3] then", "if false then"),
+    Bug("a gap in a stream is swallowed", LUA + "11_deltas.lua", "sequence == mark + 1", "sequence > mark"),
+    Bug("an older word overwrites a later one", LUA + "11_deltas.lua", "if l[4] and not Orders.key_less(l[4], key) then", "if false then"),
+    Bug("a cancel leaves the order's holds", LUA + "11_deltas.lua", "    release_holds(ctx, txn, order, nil)\n", ""),
+    Bug("a release gives back in sourcing order", LUA + "07_sourcing.lua", "for i = #sources, 1, -1 do", "for i = 1, #sources do"),
+    Bug("numpy: percent buffer rounds down", "availability/domain/formula.py", "-(-percent * sums(np.where(counted, gives, 0), offsets) // 100)", "percent * sums(np.where(counted, gives, 0), offsets) // 100"),
+    Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
+)  # fmt: skip
+
+
+def _broken_copy(bug: Bug, folder: Path) -> None:
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    for name in filter(None, names):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    path = folder / bug.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(bug.old) != 1:
+        raise SystemExit(
+            f"{bug.name}: {bug.old!r} stands {text.count(bug.old)} times in {bug.file}, not once"
+        )
+    path.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
+
+
+def _caught_by(folder: Path) -> str:
+    """Return the test that failed, or ''."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
+    )
+    if ended.returncode == 0:
+        return ""
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", ended.stdout, re.MULTILINE)
+    return found[1] if found else f"exit code {ended.returncode}: {ended.stdout[-200:]}"
+
+
+def main(names: list[str]) -> int:
+    """Plant the named bugs, or all."""
+    lived = 0
+    for bug in BUGS:
+        if names and not any(name in bug.name for name in names):
+            continue
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            _broken_copy(bug, Path(folder))
+            test = _caught_by(Path(folder))
+        lived += not test
+        print(f"{time.monotonic() - began:5.0f} s  {bug.name}: {test or 'LIVED'}", flush=True)
+    return 1 if lived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
