@@ -30,7 +30,7 @@ from availability.ledger.connection import (
 from availability.ledger.errors import LedgerError, LedgerFunctionFailed, LedgerRefused, LedgerUnreachable
 from availability.ledger.library import Library
 
-_FENCED = b"\x92\xa6FENCED"
+_FENCED = b"\x91\xa6FENCED"
 _NOT_READY = b"\x91\xa9NOT_READY"
 
 
