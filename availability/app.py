@@ -155,7 +155,7 @@ def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServ
         stack.callback(replica.stop)
         upkeep.start()
         stack.callback(upkeep.stop)
-        _wait_until_ready(replica)
+        _wait_until_ready(replica, settings.reads.max_staleness_ms)
         server, pool = _grpc_server(
             settings, ledger, replica, telemetry, authenticator, credentials, profile, embedded
         )
@@ -266,9 +266,9 @@ def _start(server: GrpcServer, listen: str) -> int:
         raise StartRefused(f"cannot listen on {listen}: is another server there?") from error
 
 
-def _wait_until_ready(replica: Replica) -> None:
+def _wait_until_ready(replica: Replica, max_staleness_ms: int) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not replica.ready:
+    while not replica.ready or replica.freshness_ms() > max_staleness_ms:
         if time.monotonic() > deadline:
             raise StartRefused(
                 f"memory was not loaded in {READY_TIMEOUT_S:.0f} s: {replica.not_ready_reason}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from availability.domain.limits import ID_BYTES_MAX
 
 
-def text_problem(value: str, what: str, *, bytes_max: int = ID_BYTES_MAX, required: bool = True) -> str | None:
+def text_problem(
+    value: str, what: str, *, bytes_max: int = ID_BYTES_MAX, required: bool = True
+) -> str | None:
     """Say in one sentence what is wrong with an identifier, or None.
 
     Printable means what Unicode calls so, plus space: braces, colons and any script are fine, control characters

@@ -11,6 +11,7 @@ import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,10 @@ class NoLedger(LedgerError):
     """Redis holds no ledger under this prefix, or another one than this server works on."""
 
 
+DEADLINE_TICK_S = 0.05
+DEADLINE_MARGIN_S = 0.1
+"""How long before its deadline a caller is told that no answer came, so that the telling still arrives."""
+
 _TELLING = threading.Lock()
 """Orders ``finish`` and ``on_done`` of every call; held for two statements."""
 
@@ -66,9 +71,17 @@ class Pending:
         self._done = threading.Lock()
         self._done.acquire()
 
-    def finish(self) -> None:
-        """Wake the waiter, tell the teller; reply or error is set."""
+    @property
+    def finished(self) -> bool:
+        """Whether there is a reply or an error."""
+        return not self._done.locked()
+
+    def finish(self, reply: bytes = b"", error: LedgerError | None = None) -> None:
+        """Set reply or error, wake the waiter, tell the teller. The first to finish wins; later ones do nothing."""
         with _TELLING:
+            if not self._done.locked():
+                return
+            self.reply, self.error = reply, error
             self._done.release()
             told = self._told
         if told is not None:
@@ -89,6 +102,10 @@ class Pending:
         if self.error is not None:
             raise self.error
         return self.reply
+
+
+def _unanswered() -> LedgerUnreachable:
+    return LedgerUnreachable("Redis did not answer in time; ask again with the same id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +144,8 @@ class CommitQueue:
         self._epoch = b"0"
         self._groups = 0
         self._closed = threading.Event()
+        self._owed: deque[Pending] = deque()  # in order of submission; those at the front may be finished
+        self._deadlines = threading.Thread(target=self._keep_deadlines, name="commit-deadlines", daemon=True)
         self._thread = threading.Thread(target=self._run, name="commit-queue", daemon=True)
         self.last_answer = 0.0
         """Monotonic time at which Redis last answered a group; 0 before the first."""
@@ -135,6 +154,7 @@ class CommitQueue:
         """Begin sending for this ledger, and for no other."""
         self._ledger_id = ledger_id
         self._thread.start()
+        self._deadlines.start()
 
     def close(self) -> None:
         """Send what was submitted and stop."""
@@ -158,11 +178,24 @@ class CommitQueue:
         """Queue a call; ``deadline`` is a monotonic time. Never blocks."""
         pending = Pending(function, payload, deadline)
         if self._closed.is_set():
-            pending.error = LedgerUnreachable("the server is shutting down")
-            pending.finish()
+            pending.finish(error=LedgerUnreachable("the server is shutting down"))
             return pending
+        self._owed.append(pending)
         self._queue.put(pending)
         return pending
+
+    def _keep_deadlines(self) -> None:
+        """Tell callers in time when Redis hangs: the sending thread may then sit in a read or a connect for seconds."""
+        while not self._closed.wait(DEADLINE_TICK_S):
+            owed, now = self._owed, time.monotonic()
+            for _ in range(len(owed)):
+                pending = owed.popleft()
+                if pending.finished:
+                    continue
+                if pending.deadline - now <= DEADLINE_MARGIN_S:
+                    pending.finish(error=_unanswered())
+                else:
+                    owed.append(pending)
 
     # The thread ---------------------------------------------------------------------------------------------
 
@@ -226,18 +259,16 @@ class CommitQueue:
                 kept.append(pending)
                 continue
             if pending.sent:
-                pending.error = LedgerUnreachable("Redis did not answer in time; ask again with the same id")
+                pending.finish(error=_unanswered())
             else:
-                pending.error = DeadlinePassed(
-                    "the deadline passed before the call was sent: nothing was done"
+                pending.finish(
+                    error=DeadlinePassed("the deadline passed before the call was sent: nothing was done")
                 )
-            pending.finish()
         return kept
 
     def _fail(self, group: list[Pending], error: LedgerError) -> None:
         for pending in group:
-            pending.error = error
-            pending.finish()
+            pending.finish(error=error)
 
     def _round_trip(self, group: list[Pending]) -> list[Pending]:
         """Send all, read all. Returns the calls to send again, in order."""
@@ -284,11 +315,11 @@ class CommitQueue:
                     again.append(pending)
                     continue
                 if reply.startswith(_NOT_READY):
-                    pending.error = NoLedger("Redis holds no ledger under this prefix any more")
+                    pending.finish(error=NoLedger("Redis holds no ledger under this prefix any more"))
                 elif confirmed:
-                    pending.reply = reply
+                    pending.finish(reply)
                 else:
-                    pending.error = DurabilityUnconfirmed("not confirmed by enough replicas in time")
+                    pending.finish(error=DurabilityUnconfirmed("not confirmed by enough replicas in time"))
             elif isinstance(reply, Exception):
                 if is_missing_function(reply):
                     missing = True
@@ -299,10 +330,9 @@ class CommitQueue:
                     unreachable = error
                     again.append(pending)
                     continue
-                pending.error = error
+                pending.finish(error=error)
             else:
-                pending.error = LedgerRefused(f"unexpected reply of type {type(reply).__name__}")
-            pending.finish()
+                pending.finish(error=LedgerRefused(f"unexpected reply of type {type(reply).__name__}"))
         if unreachable is not None:
             group[:] = again  # what the caller sends again on the next connection
             raise unreachable
