@@ -178,8 +178,13 @@ class World:
         before = self.past[-1]
         self.ledger.now.seq, self.ledger.now.chain = before.seq, before.chain
         fields = msgspec.msgpack.decode(entry.raw)
+        nonce = str(self.random.random())  # the chain must tell this record from any other
         unreadable = self.random.choice(
-            (b"\xc1", b"", msgspec.msgpack.encode([77, *fields[1:]]), msgspec.msgpack.encode(fields[:4]))
+            (
+                b"\xc1" + nonce.encode(),
+                msgspec.msgpack.encode([77, 0, nonce, *fields[3:]]),
+                msgspec.msgpack.encode([fields[0], 0, nonce]),
+            )
         )
         self.ledger.append(unreadable)
 
@@ -269,6 +274,9 @@ class World:
         self.ledger.before_call = None
         self.ledger.hand_shake()
         self.remember()
+        while self.ledger.now.epoch < self.replica.version.epoch:  # a failover lost whole epochs
+            self.ledger.hand_shake()
+            self.remember()
         for _ in range(20):  # past every version that a lost epoch of the same number reached
             self.put()
             self.remember()
