@@ -243,7 +243,6 @@ def fresh_sellables(service: Service, skus: list[str]) -> list[int]:
     return poll(ask, "reads are served", within_s=5)
 
 
-@pytest.mark.xfail(reason="reads are STALE for half a second after the ready file is there")
 def test_a_server_that_says_it_serves_answers_reads(make_process: Callable[..., Process]) -> None:
     """From the moment of the ready file on, reads are answered."""
     process = make_process()

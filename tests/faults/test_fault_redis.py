@@ -190,9 +190,6 @@ def test_a_stopped_redis_is_told_and_recovered_from(make_process: Callable[..., 
     service.close()
 
 
-@pytest.mark.xfail(
-    reason="the queue looks at deadlines between attempts only, and an attempt may take longer"
-)
 def test_a_write_to_a_stopped_redis_is_told_before_its_deadline(make_process: Callable[..., Process]) -> None:
     """A write that waits for a Redis which does not answer is LEDGER_UNREACHABLE before the caller gives up."""
     process = make_process()
