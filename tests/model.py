@@ -400,10 +400,10 @@ class Model:
         blocked = self.blocked(channel, sku)
         known = bool(self.positions.get(sku))
         sellable = max(0, pool - kept + oversell) if known and not blocked else 0
-        if blocked:
-            state = "BLOCKED"
-        elif not known:
+        if not known:
             state = "UNKNOWN_SKU"
+        elif blocked:
+            state = "BLOCKED"
         elif sellable == 0:
             state = "OUT_OF_STOCK"
         elif pool - kept <= 0:

@@ -40,6 +40,7 @@ HARD_CASES = (
     "commit of a cancelled order",
     "allocation before commit",
     "percent buffer",
+    "part of a spread hold",
 )
 HARD_SHARE_MIN = 0.01
 
@@ -433,14 +434,35 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.holds)
     @rule(pick=picks, part=st.one_of(st.none(), st.integers(1, 3)))
     def release(self, pick: int, part: int | None) -> None:
-        self.draw()
         hold = self.pick_hold(pick)
-        lines: tuple[tuple[str, int], ...] = ()
         held = list(self.model.holds[hold].lines)
-        if part and held:
-            lines = ((held[pick % len(held)], part),)
+        lines = ((held[pick % len(held)], part),) if part and held else ()
+        self.release_lines(hold, lines)
+
+    @rule(channel=channels, number=skus, part=st.integers(1, 3), where=st.permutations(NODES))
+    def take_a_spread_hold_apart(self, channel: str, number: int, part: int, where: list[str]) -> None:
+        """Fill two nodes, hold all there is, and give back a part: it matters which units go back first."""
+        name, sku = self.channel(channel), self.sku(number)
+        for node in where[:2]:
+            self.tell("RECEIPT", sku=sku, node=node, quantity=2)
+        made = len(self.model.holds)
+        self.request("reserve", name, ((sku, max(1, self.model.grantable(name, sku))),))
+        if len(self.model.holds) > made:
+            self.release_lines(list(self.model.holds)[-1], ((sku, part),))
+        else:
+            self.draw()
+            self.compare()
+
+    def release_lines(self, hold: str, lines: tuple[tuple[str, int], ...]) -> None:
+        known = self.model.holds[hold]
+        splits = any(sku in self.spread(hold) and units < known.quantity(sku) for sku, units in lines)
+        self.draw(*(["part of a spread hold"] if splits and known.state == "ACTIVE" else []))
         self.request("release", hold, lines)
         self.compare()
+
+    def spread(self, hold: str) -> list[str]:
+        """Name the skus that a hold takes from several nodes."""
+        return [sku for sku, sources in self.model.holds[hold].lines.items() if len(sources) > 1]
 
     @precondition(lambda self: self.model.holds)
     @rule(pick=picks)
