@@ -18,6 +18,8 @@ from itertools import pairwise
 from typing import Any  # an operation's arguments, as the model's calls take them
 
 from availability.domain.version import Version
+from availability.ledger.connection import ConnectionSettings
+from availability.ledger.ledger import Ledger, LedgerSettings
 from tests.model import Changed, Delta, Granted, Model, Refusal
 from tests.wire import Service, held, reservation_state
 
@@ -277,6 +279,38 @@ def differences(model: Model, service: Service, channels: Iterable[str], skus: l
                 if (node.on_hand, node.quarantined, node.reserved, node.committed) != have:
                     found.append(f"{sku} at {node.node}: {node}, {have} in the model")
     return found
+
+
+def differences_in_redis(model: Model, redis_url: str, skus: list[str]) -> list[str]:
+    """Compare every position with what Redis itself keeps: what a server explains comes from its replica."""
+    ledger = Ledger(LedgerSettings(connection=ConnectionSettings(url=redis_url)))
+    try:
+        states = [
+            state for start in range(0, len(skus), 1_000) for state in ledger.skus(skus[start:][:1_000]).skus
+        ]
+    finally:
+        ledger.close()
+    kept = {
+        (state.sku, p.node): (p.on_hand, p.quarantined, p.reserved, p.committed)
+        for state in states
+        for p in state.positions
+    }
+    mine = {
+        (sku, node): (
+            p.on_hand,
+            sum(p.quarantined.values()),
+            model.reserved(sku, node),
+            model.committed(sku, node),
+        )
+        for sku in skus
+        for node, p in model.positions.get(sku, {}).items()
+    }
+    nothing = (0, 0, 0, 0)
+    return [
+        f"{place}: {kept.get(place)} in Redis, {mine.get(place)} in the model"
+        for place in {*kept, *mine}
+        if kept.get(place, nothing) != mine.get(place, nothing)
+    ]
 
 
 def adjust(source: str, event_id: str, sku: str, node: str, quantity: int) -> Delta:

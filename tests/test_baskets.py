@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests import linearizability as lin
-from tests.conftest import Names
+from tests.conftest import Names, Server
 from tests.linearizability import HOLD_MS, Board, Operation
 from tests.model import Granted, Model, Policy, add_up
 from tests.wire import Service
@@ -21,7 +21,12 @@ OPERATIONS_FULL = 20_000
 
 @pytest.mark.timeout(1_800)
 def test_baskets_are_all_or_none(
-    client: Service, connect: Callable[[], Service], names: Names, seed: int, full: bool
+    server: Server,
+    client: Service,
+    connect: Callable[[], Service],
+    names: Names,
+    seed: int,
+    full: bool,
 ) -> None:
     """Baskets of 1 to 100 lines with repeats: each holds exactly what was asked for, or nothing at all."""
     model = Model()
@@ -69,3 +74,4 @@ def test_baskets_are_all_or_none(
     lin.Replay(model).check(seen)
     model.audit()
     assert not lin.differences(model, client, [channel], skus)
+    assert not lin.differences_in_redis(model, server.redis, skus)

@@ -10,7 +10,7 @@ from typing import Any  # arguments of operations
 import pytest
 
 from tests import linearizability as lin
-from tests.conftest import Names
+from tests.conftest import Names, Server
 from tests.linearizability import HOLD_MS, Board, Operation
 from tests.model import Buffer, Delta, Model, Override, Policy
 from tests.wire import Service
@@ -114,7 +114,12 @@ class HotPositions:
 
 @pytest.mark.timeout(1_800)
 def test_all_answers_fit_one_order(
-    client: Service, connect: Callable[[], Service], names: Names, seed: int, full: bool
+    server: Server,
+    client: Service,
+    connect: Callable[[], Service],
+    names: Names,
+    seed: int,
+    full: bool,
 ) -> None:
     """16 clients, 15 % duplicates: replayed by version, the plain model gives every answer and ends alike."""
     hot, model = HotPositions(names), Model()
@@ -125,3 +130,4 @@ def test_all_answers_fit_one_order(
     lin.Replay(model).check(seen)
     model.audit()
     assert not lin.differences(model, client, hot.channels, hot.skus)
+    assert not lin.differences_in_redis(model, server.redis, hot.skus)
