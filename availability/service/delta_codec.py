@@ -65,33 +65,43 @@ def pack(delta: pb.Delta, source: str) -> tuple[msgspec.Raw, bool]:
     kind = delta.type
     occurred_us = _microseconds(delta.occurred_time) if delta.HasField("occurred_time") else 0
     due_us = _microseconds(delta.due_time) if delta.HasField("due_time") else 0
-    sequence, event_id = delta.source_sequence, delta.event_id
+    # Every read of a field makes a new object, so each is read once.
+    stream, event_id, sku, node, to_node = delta.stream, delta.event_id, delta.sku, delta.node, delta.to_node
+    order_source, order_ref, line = delta.order_source, delta.order_ref, delta.line
+    reference, reason = delta.reference, delta.reason
+    correlation_id, author = delta.correlation_id, delta.author
+    sequence = delta.source_sequence
     content: tuple[object, ...] = (
-        delta.stream,
+        stream,
         sequence,
         event_id,
         kind,
-        delta.sku,
-        delta.node,
-        delta.to_node,
+        sku,
+        node,
+        to_node,
         delta.quantity,
         delta.state,
-        delta.order_source or source,
-        delta.order_ref,
-        delta.line,
+        order_source or source,
+        order_ref,
+        line,
         delta.allocation_basis,
         delta.shipped_quantity if delta.HasField("shipped_quantity") else -1,
-        delta.reference,
-        delta.reason,
+        reference,
+        reason,
         due_us,
         occurred_us,
     )
     problem = _problem(delta, kind, source, occurred_us, due_us)
+    if not problem:
+        ids = stream, sku, node, to_node, order_source, line, reason
+        references = event_id, order_ref, reference, correlation_id, author
+        problem = _text_problem(ids, references)
     mark = fingerprint(_encode(content))
     if problem:
-        content = _harmless(delta, problem)
-    rest = ("", "") if problem else (delta.correlation_id, delta.author)
-    packed = _encode((mark, bucket(event_id) if event_id else 0, problem, content + rest))
+        content = (*_harmless(delta, problem), "", "")
+    else:
+        content = (*content, correlation_id, author)
+    packed = _encode((mark, bucket(event_id) if event_id else 0, problem, content))
     return msgspec.Raw(packed), kind in _RELIEF and not problem
 
 
@@ -106,7 +116,7 @@ def _harmless(delta: pb.Delta, problem: str) -> tuple[object, ...]:
 
 
 def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: int) -> str:
-    """Reason why the shape is wrong, or ''."""
+    """Reason why the shape is wrong, its texts apart, or ''."""
     if delta.source != source:
         return "OTHER_SOURCE"
     sequence, event_id = delta.source_sequence, delta.event_id
@@ -145,30 +155,19 @@ def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: 
         return "REASON_REQUIRED"
     if not 0 <= occurred_us <= _TIME_US_MAX or not 0 <= due_us <= _TIME_US_MAX:
         return "INVALID_TIME"
-    return _text_problem(delta)
+    return ""
 
 
-def _text_problem(delta: pb.Delta) -> str:
-    for value in (
-        delta.sku,
-        delta.node,
-        delta.stream,
-        delta.to_node,
-        delta.order_source,
-        delta.reason,
-        delta.line,
-    ):
-        if value and (
-            len(value) > ID_BYTES_MAX or not value.isprintable() or len(value.encode()) > ID_BYTES_MAX
-        ):
-            return "INVALID_TEXT"
-    for value in (delta.order_ref, delta.event_id, delta.reference, delta.correlation_id, delta.author):
-        if value and (
-            len(value) > REFERENCE_BYTES_MAX
-            or not value.isprintable()
-            or len(value.encode()) > REFERENCE_BYTES_MAX
-        ):
-            return "INVALID_TEXT"
+def _text_problem(ids: tuple[str, ...], references: tuple[str, ...]) -> str:
+    whole = "".join((*ids, *references))
+    if len(whole) <= ID_BYTES_MAX and whole.isascii() and whole.isprintable():
+        return ""  # together they are shorter than each may be
+    for values, bytes_max in ((ids, ID_BYTES_MAX), (references, REFERENCE_BYTES_MAX)):
+        for value in values:
+            if value and (
+                len(value) > bytes_max or not value.isprintable() or len(value.encode()) > bytes_max
+            ):
+                return "INVALID_TEXT"
     return ""
 
 
