@@ -150,6 +150,19 @@ def busy_s() -> float:
     return (sum(fields) - fields[3] - fields[4]) / _TICKS_PER_S
 
 
+def slowdown() -> float:
+    """Say how much more processor time a fixed loop takes now, on the median, than at its best: what neighbours cost."""
+    times = []
+    for _ in range(60):
+        began = time.process_time()
+        table: dict[str, int] = {}
+        for number in range(5_000):
+            table[f"sku-{number}"] = number
+        times.append(time.process_time() - began)
+        time.sleep(0.005)
+    return statistics.median(times) / min(times)
+
+
 class Meter:
     """Processor time of some processes, and of everybody else on the machine."""
 
