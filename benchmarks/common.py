@@ -151,7 +151,7 @@ def busy_s() -> float:
 
 
 def slowdown() -> float:
-    """Say how much more processor time a fixed loop takes now, on the median, than at its best: what neighbours cost."""
+    """Say what neighbours cost: a fixed loop's processor time now, the median over the least."""
     times = []
     for _ in range(60):
         began = time.process_time()

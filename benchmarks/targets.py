@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no benchmark {sorted(unknown)[0]!r}")
     size = QUICK if options.quick else FULL
     say(
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start, a fixed loop "
-        f"takes {slowdown():.1f} × its best processor time"
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start, "
+        f"a fixed loop takes {slowdown():.1f} × its best processor time"
     )
     began = time.monotonic()
     rows: list[Row] = []

