@@ -46,7 +46,7 @@ MESSAGES = {
     "ID_REQUIRED": "exactly one of source_sequence and event_id is required",
     "INVALID_TYPE": "no such type",
     "UNSUPPORTED_TYPE": "this release does not know the type's rules",
-    "UNSUPPORTED_BASIS": "this release does not know OPEN allocations",
+    "UNSUPPORTED_BASIS": "this release knows CUMULATIVE allocations only",
     "INVALID_QUANTITY": "quantity is outside what its type allows",
     "INVALID_TEXT": "a text is too long or cannot be printed",
     "SKU_REQUIRED": "sku is required",
@@ -145,7 +145,7 @@ def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: 
         return "ORDER_REQUIRED"
     if sequence and not delta.stream:
         return "STREAM_REQUIRED"
-    if delta.allocation_basis == pb.ALLOCATION_BASIS_OPEN:
+    if delta.allocation_basis not in (0, pb.ALLOCATION_BASIS_CUMULATIVE):
         return "UNSUPPORTED_BASIS"
     if delta.state not in (0, pb.STOCK_STATE_AVAILABLE, pb.STOCK_STATE_QUARANTINED):
         return "INVALID_STATE"

@@ -139,8 +139,8 @@ class StockHandlers:
 
     def skip_gap(self, request: pb.SkipGapRequest, ctx: CallContext) -> pb.SkipGapResponse:
         """Give up the missing numbers of a stream."""
-        if request.next_sequence < 1:
-            raise invalid("next_sequence must be at least 1", field="next_sequence")
+        if not 1 <= request.next_sequence < 2**53:
+            raise invalid("next_sequence must be 1 to 2^53 - 1", field="next_sequence")
         reply = self._change_stream(request, ctx, "SKIP_GAP", request.next_sequence)
         return pb.SkipGapResponse(
             stream=_changed(request.stream, reply),
