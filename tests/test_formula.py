@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from availability.domain import formula
@@ -51,6 +51,7 @@ def arrays(drawn: list[dict[str, PlainPosition]]) -> tuple[Ints, Ints, Ints, Int
     return gives, nets, np.array([node for node, _ in rows], np.int64), offsets
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(drawn=skus, channel=channels, per_sku=st.booleans())
 def test_arrays_equal_the_plain_loop(
     drawn: list[dict[str, PlainPosition]], channel: PlainChannel, per_sku: bool
@@ -73,6 +74,7 @@ def test_arrays_equal_the_plain_loop(
     assert answers == [plain_answer(sku, channel) for sku in drawn]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(sku=st.dictionaries(st.sampled_from(NODES), positions, min_size=1), channel=channels)
 def test_node_shares_equal_the_plain_loop(sku: dict[str, PlainPosition], channel: PlainChannel) -> None:
     """A node's share is that of a channel with only this node, and never more than the channel's."""
@@ -86,6 +88,7 @@ def test_node_shares_equal_the_plain_loop(sku: dict[str, PlainPosition], channel
     assert shares.tolist() == [plain_node(sku, channel, node)[1] for node in sorted(sku)]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(position=positions)
 def test_give_and_net_equal_the_plain_loop(position: PlainPosition) -> None:
     """One position's terms are the plain ones."""

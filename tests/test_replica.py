@@ -234,6 +234,7 @@ def test_every_policy_is_the_plain_formula(seed: int, columns: bool) -> None:
             assert shares == ledger.node_answers(channel, sku)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(seed=st.integers(0, 10**6))
 def test_positions_keep_every_row_however_blocks_move(seed: int) -> None:
     """Rows of many skus over many nodes, added and changed in random batches, are those of a dict."""
