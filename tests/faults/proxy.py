@@ -1,7 +1,8 @@
 """A proxy before Redis that loses replies: requests arrive, what comes back may not.
 
 A lost reply is cut off (the connection ends, with nothing or half of it delivered) or swallowed (the client waits
-until its timeout). Uses threads: one per direction of a connection.
+until its timeout). The greeting of a connection is not lost: no effect hangs on it. Uses threads: one per direction of
+a connection.
 """
 
 from __future__ import annotations
@@ -48,22 +49,25 @@ class Proxy:
                 return
             server = socket.socket(socket.AF_UNIX)
             server.connect(self._upstream)
-            threading.Thread(target=self._requests, args=(client, server), daemon=True).start()
-            threading.Thread(target=self._replies, args=(server, client), daemon=True).start()
+            called = threading.Event()
+            threading.Thread(target=self._requests, args=(client, server, called), daemon=True).start()
+            threading.Thread(target=self._replies, args=(server, client, called), daemon=True).start()
 
-    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+    def _requests(self, client: socket.socket, server: socket.socket, called: threading.Event) -> None:
         with suppress(OSError):
             while data := client.recv(CHUNK):
+                if b"FCALL" in data:
+                    called.set()
                 server.sendall(data)
         _end(server)
 
-    def _replies(self, server: socket.socket, client: socket.socket) -> None:
+    def _replies(self, server: socket.socket, client: socket.socket, called: threading.Event) -> None:
         swallowing = False
         with suppress(OSError):
             while data := server.recv(CHUNK):
                 if swallowing:
                     continue
-                if self._random.random() >= self.loss:
+                if not called.is_set() or self._random.random() >= self.loss:
                     client.sendall(data)
                     continue
                 self.lost += 1

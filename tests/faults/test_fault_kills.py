@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from availability.ledger.embedded import EmbeddedRedis
 from availability.v1 import stock_pb2 as stk
 from tests.faults.audit import Dump, audit, check_ends, entries
 from tests.faults.lab import BASE, Process, deadline, delta, poll, runs
@@ -165,7 +166,7 @@ def test_whatever_was_acknowledged_survives_kills(
     assert [(e.version, e.raw) for e in entries(again)][: len(logged)] == logged
     service = Service(process.grpc)
     names = [f"sku {n}" for n in range(SKUS)]
-    assert fresh_sellables(service, names) == [
+    assert [quantity for quantity, _ in service.sellables("web", names)] == [
         sum(2 for sku in journal.received if sku == name) - promised(again, name) for name in names
     ]
     service.close()
@@ -225,45 +226,19 @@ def test_a_killed_server_leaves_no_redis_behind_and_frees_its_data(
     process.start()
     poll(lambda: not runs(redis_pid), "no Redis outlives its server", within_s=10)
     service = Service(process.grpc)
-    assert fresh_sellables(service, ["a"]) == [5]
-    service.close()
-
-
-def fresh_sellables(service: Service, skus: list[str]) -> list[int]:
-    """Ask for sellables until memory is fresh."""
-
-    def ask() -> list[int] | None:
-        try:
-            return [quantity for quantity, _ in service.sellables("web", skus, strong=True)]
-        except Refusal as refusal:
-            if refusal.reason != "STALE":
-                raise
-            return None
-
-    return poll(ask, "reads are served", within_s=5)
-
-
-def test_a_server_that_says_it_serves_answers_reads(make_process: Callable[..., Process]) -> None:
-    """From the moment of the ready file on, reads are answered."""
-    process = make_process()
-    process.start()
-    service = Service(process.grpc)
-    receive(service, delta("RECEIPT", "a", "n1", 5, event_id="first"))
-    service.close()
-    process.kill()
-    process.start()
-    service = Service(process.grpc)
-    assert service.sellables("web", ["a"]) == [(5, "IN_STOCK")]
+    assert service.sellables("web", ["a"]) == [(5, "IN_STOCK")]  # whoever says that it serves answers reads
     service.close()
 
 
 def test_data_in_use_by_a_server_are_not_served_twice(make_process: Callable[..., Process]) -> None:
-    """A second server on the same data directory refuses with one clear line."""
+    """A server on a data directory that another one uses refuses with one clear line."""
     process = make_process()
-    process.start()
-    second = Process(process.folder)
-    second._ready = process.folder / "second.json"
-    code, lines = second.refuses()
+    other = EmbeddedRedis(process.data_dir / "redis")
+    other.start()
+    try:
+        code, lines = process.refuses()
+    finally:
+        other.stop()
     assert code != 0
     assert len(lines) == 1
     assert "in use by another server" in lines[0]

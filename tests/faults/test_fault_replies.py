@@ -24,9 +24,9 @@ from tests.wire import Service, refusal_of, reserve_request
 
 LOSS = 0.3
 THREADS = 8
-ROUNDS = 5
-ROUNDS_FULL = 100
-STORM = 400
+ROUNDS = 15
+ROUNDS_FULL = 500
+STORM = 300
 STORM_FULL = 5_000
 
 
