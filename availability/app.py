@@ -81,6 +81,8 @@ def serve(settings: Settings, *, embedded: bool, ready_file: Path | None) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
+        if ready_file is not None:
+            _forget_ready_file(ready_file)
         with running(settings, embedded=embedded) as (server, watch):
             if ready_file is not None:
                 _write_ready_file(ready_file, server)
@@ -365,11 +367,19 @@ def _address(listen: str, port: int) -> str:
 
 
 def _without_password(url: str) -> str:
+    """The address alone: no user, no password, no query (which may hold one)."""
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.hostname or ""
-    return parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _forget_ready_file(path: Path) -> None:
+    """Remove what an earlier run left: whoever waits for the file would read a dead address."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StartRefused(f"the ready file {path} cannot be replaced: {error.strerror}") from error
+    if not path.absolute().parent.is_dir():
+        raise StartRefused(f"there is no folder for the ready file {path}")
 
 
 def _write_ready_file(path: Path, server: RunningServer) -> None:

@@ -204,7 +204,10 @@ class AdmissionSettings(_Section):
         32, ge=0, le=4_096, description="Reads that would wait are refused while more calls wait."
     )
     reserves_blocked_max: int = Field(
-        96, ge=0, le=4_096, description="Reserves that would wait are refused while more calls wait."
+        96,
+        ge=0,
+        le=4_096,
+        description="Reserves that would hold a thread are refused while more calls do; answers owed hold none.",
     )
     retry_after_ms: int = Field(
         100, ge=1, le=60_000, description="First value of RetryInfo; it doubles with the pressure."

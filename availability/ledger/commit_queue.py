@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from availability.ledger import keys
@@ -47,6 +48,8 @@ class NoLedger(LedgerError):
     """Redis holds no ledger under this prefix, or another one than this server works on."""
 
 
+_LOG = structlog.get_logger(__name__)
+
 DEADLINE_TICK_S = 0.05
 DEADLINE_MARGIN_S = 0.1
 """How long before its deadline a caller is told that no answer came, so that the telling still arrives."""
@@ -58,7 +61,7 @@ _TELLING = threading.Lock()
 class Pending:
     """A call on its way: ``wait`` for it from one thread, or be told by ``on_done`` and then ``wait``."""
 
-    __slots__ = ("_done", "_told", "deadline", "error", "function", "payload", "reply", "sent")
+    __slots__ = ("_done", "_told", "deadline", "error", "finished", "function", "payload", "reply", "sent")
 
     def __init__(self, function: str, payload: bytes, deadline: float) -> None:
         self.function = function
@@ -67,33 +70,30 @@ class Pending:
         self.reply: bytes = b""
         self.error: LedgerError | None = None
         self.sent = False
+        self.finished = False
         self._told: Callable[[], object] | None = None
         self._done = threading.Lock()
         self._done.acquire()
 
-    @property
-    def finished(self) -> bool:
-        """Whether there is a reply or an error."""
-        return not self._done.locked()
-
     def finish(self, reply: bytes = b"", error: LedgerError | None = None) -> None:
         """Set reply or error, wake the waiter, tell the teller. The first to finish wins; later ones do nothing."""
         with _TELLING:
-            if not self._done.locked():
+            if self.finished:
                 return
+            self.finished = True
             self.reply, self.error = reply, error
-            self._done.release()
             told = self._told
+        self._done.release()
         if told is not None:
-            told()
+            _tell(told)
 
     def on_done(self, told: Callable[[], object]) -> None:
         """Call ``told`` once when there is a reply or an error, on the queue's thread, or here where there is one."""
         with _TELLING:
-            if self._done.locked():
+            if not self.finished:
                 self._told = told
                 return
-        told()
+        _tell(told)
 
     def wait(self) -> bytes:
         """Return the packed reply. Raises LedgerError."""
@@ -102,6 +102,14 @@ class Pending:
         if self.error is not None:
             raise self.error
         return self.reply
+
+
+def _tell(told: Callable[[], object]) -> None:
+    """Tell, on a thread that serves everybody: what the teller fails at is logged, and ends nothing."""
+    try:
+        told()
+    except Exception:
+        _LOG.exception("telling of an answer failed")
 
 
 def _unanswered() -> LedgerUnreachable:

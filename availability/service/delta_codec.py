@@ -54,7 +54,7 @@ MESSAGES = {
     "ORDER_REQUIRED": "order_ref is required",
     "REASON_REQUIRED": "reason is required",
     "STREAM_REQUIRED": "stream is required with source_sequence",
-    "INVALID_STATE": "no such state",
+    "INVALID_STATE": "no such state, or one that only an ADJUSTMENT takes; a RECEIPT goes into quarantine by its reason",
     "INVALID_TIME": "a time is outside 1970 to 2200",
 }
 _TIME_US_MAX = 7_258_118_400_000_000
@@ -147,11 +147,12 @@ def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: 
         return "STREAM_REQUIRED"
     if delta.allocation_basis not in (0, pb.ALLOCATION_BASIS_CUMULATIVE):
         return "UNSUPPORTED_BASIS"
-    if delta.state not in (0, pb.STOCK_STATE_AVAILABLE, pb.STOCK_STATE_QUARANTINED):
-        return "INVALID_STATE"
-    if not delta.reason and (
-        kind in _REASONED or (kind == pb.DELTA_TYPE_ADJUSTMENT and delta.state == pb.STOCK_STATE_QUARANTINED)
+    quarantined = delta.state == pb.STOCK_STATE_QUARANTINED
+    if delta.state not in (0, pb.STOCK_STATE_AVAILABLE) and not (
+        quarantined and kind == pb.DELTA_TYPE_ADJUSTMENT
     ):
+        return "INVALID_STATE"
+    if not delta.reason and (kind in _REASONED or quarantined):
         return "REASON_REQUIRED"
     if not 0 <= occurred_us <= _TIME_US_MAX or not 0 <= due_us <= _TIME_US_MAX:
         return "INVALID_TIME"

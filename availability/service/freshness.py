@@ -76,6 +76,8 @@ class Freshness:
                 wanted.append(Version.parse(request.min_version))
             except ValueError as error:
                 raise invalid(str(error), field="min_version") from error
+            if wanted[0].shard:
+                raise invalid("this ledger has one shard", field="min_version")
         if not request.strong and self._replica.ready and self._replica.wait_for(wanted[0], time.monotonic()):
             return  # there already: the common case needs no other thread
         with ctx.blocking():

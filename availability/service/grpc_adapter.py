@@ -52,6 +52,11 @@ STREAMS_MAX_DEFAULT = 64
 SPARE_STREAM_THREADS = 2
 """For those that are refused: they need a thread to be told."""
 HEALTH_WATCHERS_MAX = 16
+HEALTH_THREADS = 16
+"""A probe that opens a call and sends nothing holds one until MESSAGE_WAIT_S."""
+MESSAGE_WAIT_S = 5.0
+"""How long a call may hold a thread without sending its message; then it is cancelled."""
+MESSAGE_WATCH_INTERVAL_S = 0.5
 DEFERRING = callable(getattr(_grpc_server, "_status", None))
 """Whether this grpc lets a write's answer be sent without a thread that waits for it; else writes wait."""
 REFLECTION_STREAMS_MAX = 4
@@ -145,6 +150,7 @@ class GrpcServer:
             port = self._server.add_insecure_port(self._options.address)
             self._warn_of_plain_text()
         self._server.start()
+        threading.Thread(target=self._pipeline.watch_silent, name="silent-calls", daemon=True).start()
         self._health.start()
         return port
 
@@ -191,7 +197,7 @@ class GrpcServer:
             request = health_pb2.HealthCheckRequest.FromString(_only(requests))
             return map(encode, servicer.Watch(request, context))
 
-        _on_own_pool(check, self._pipeline.own_pool("health", 1))
+        _on_own_pool(check, self._pipeline.own_pool("health", HEALTH_THREADS))
         return {
             "Check": grpc.unary_unary_rpc_method_handler(
                 check, health_pb2.HealthCheckRequest.FromString, encode
@@ -239,6 +245,8 @@ class _Pipeline:
         self._options = options
         self._metrics = metrics
         self._own_pools: list[ThreadPoolExecutor] = []
+        self._silent: dict[int, tuple[grpc.ServicerContext, float]] = {}
+        self._ended = threading.Event()
         self.draining = False
 
     def method(
@@ -296,6 +304,7 @@ class _Pipeline:
         blocking = self._blocking(rpc)
         default_s, max_s = self._options.default_deadline_ms / 1000, self._options.deadline_ms_max / 1000
         monotonic = time.monotonic
+        silent = self._silent
 
         def run(
             authorization: str,
@@ -324,9 +333,22 @@ class _Pipeline:
                 partial(_has_ended, grpc_context),
                 grpc_context.add_callback,
             )
-            return handler(_decoded(decode, _only(requests)), context)
+            silent[id(grpc_context)] = (grpc_context, monotonic())
+            try:
+                message = _only(requests)
+            finally:
+                del silent[id(grpc_context)]
+            return handler(_decoded(decode, message), context)
 
         return run
+
+    def watch_silent(self) -> None:
+        """Cancel calls that were opened and sent nothing; run it on a thread of its own."""
+        while not self._ended.wait(MESSAGE_WATCH_INTERVAL_S):
+            since = time.monotonic() - MESSAGE_WAIT_S
+            for grpc_context, began in list(self._silent.values()):
+                if began < since:
+                    grpc_context.cancel()
 
     def _deferring(
         self,
@@ -475,6 +497,7 @@ class _Pipeline:
 
     def shutdown(self) -> None:
         """End the threads of the methods' own pools. Those of the calls' pool are its owner's."""
+        self._ended.set()
         for pool in self._own_pools:
             pool.shutdown(wait=False)
 

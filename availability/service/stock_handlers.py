@@ -72,9 +72,8 @@ class StockHandlers:
                     sent = self._sender.send(
                         request.source, request.deltas, lambda: time.monotonic() + STREAM_BATCH_TIMEOUT_S
                     )
-                    _put(window, (request.batch_number, sent), ended)
-                    if ended.is_set():
-                        return
+                    if not _put(window, (request.batch_number, sent), ended) or ctx.cancelled():
+                        break
             except BaseException as error:
                 last = error
             _put(window, last, ended)
@@ -82,10 +81,14 @@ class StockHandlers:
         reader = threading.Thread(target=read, name="delta-stream", daemon=True)
         reader.start()
         try:
-            while not ctx.cancelled():
+            while True:
                 try:
                     item = window.get(timeout=_QUEUE_POLL_S)
                 except queue.Empty:
+                    if ctx.cancelled():  # all that was read is acknowledged
+                        raise ServiceError(
+                            Reason.LEDGER_NOT_READY, "the server is leaving; resume by ListStreams"
+                        ) from None
                     continue
                 if item is None:
                     return
@@ -114,17 +117,16 @@ class StockHandlers:
         head, meta, skus = call(ctx, lambda: self._ledger.order(request.order_source, request.order_ref))
         if meta is None:
             raise refuse_order(request.order_source, request.order_ref)
+        cancel_key = None if isinstance(meta.cancel_key, bool) else meta.cancel_key
         holds: dict[str, None] = {}
         lines: list[pb.OrderLineFacts] = []
         for sku, facts in sorted(skus, key=lambda row: row[0].encode()):
             holds.update(dict.fromkeys(facts.holds if isinstance(facts.holds, dict) else ()))
-            lines += _order_lines(
-                sku, facts, cancelled=not isinstance(meta.cancel_key, bool), cancel_key=meta.cancel_key
-            )
+            lines += _order_lines(sku, facts, cancel_key)
         return pb.GetOrderResponse(
             order_source=request.order_source,
             order_ref=request.order_ref,
-            cancelled=not isinstance(meta.cancel_key, bool),
+            cancelled=cancel_key is not None and not any(line.ordered for line in lines),
             lines=lines,
             holds=list(holds),
             version=str(head.version),
@@ -188,14 +190,15 @@ def refuse_order(source: str, ref: str) -> ServiceError:
     return ServiceError(Reason.ORDER_NOT_FOUND, "no such order", order_source=source, order_ref=ref)
 
 
-def _put(window: queue.Queue[_Read], item: _Read, ended: threading.Event) -> None:
-    """Hand on, unless nobody takes any more."""
+def _put(window: queue.Queue[_Read], item: _Read, ended: threading.Event) -> bool:
+    """Hand on; False where nobody takes any more."""
     while not ended.is_set():
         try:
             window.put(item, timeout=_QUEUE_POLL_S)
-            return
+            return True
         except queue.Full:
             continue
+    return False
 
 
 def _table(value: dict[str, int] | list[object]) -> dict[str, int]:
@@ -203,7 +206,7 @@ def _table(value: dict[str, int] | list[object]) -> dict[str, int]:
 
 
 def _order_lines(
-    sku: str, facts: calls.OrderSkuState, *, cancelled: bool, cancel_key: list[object] | bool
+    sku: str, facts: calls.OrderSkuState, cancel_key: list[object] | None
 ) -> list[pb.OrderLineFacts]:
     committed = dict(_table(facts.committed))
     lines = []
@@ -220,7 +223,7 @@ def _order_lines(
             pb.OrderLineFacts(
                 line=line.line,
                 sku=sku,
-                ordered=_ordered(line, cancelled, cancel_key),
+                ordered=_ordered(line, cancel_key),
                 nodes=[
                     pb.OrderNodeFacts(
                         node=node,
@@ -236,13 +239,11 @@ def _order_lines(
     return lines
 
 
-def _ordered(line: calls.OrderLineState, cancelled: bool, cancel_key: list[object] | bool) -> int | None:
+def _ordered(line: calls.OrderLineState, cancel_key: list[object] | None) -> int | None:
     """The quantity in force: the source's word, unless the order was cancelled after it; else our own commits."""
-    if isinstance(line.word_key, list) and (
-        not isinstance(cancel_key, list) or _later(line.word_key, cancel_key)
-    ):
+    if isinstance(line.word_key, list) and (cancel_key is None or _later(line.word_key, cancel_key)):
         return line.word
-    if cancelled:
+    if cancel_key is not None:
         return 0
     return line.own or None
 

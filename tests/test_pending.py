@@ -1,0 +1,45 @@
+"""A ledger call's answer is told once, however it comes to be known."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from availability.ledger.commit_queue import Pending
+from availability.ledger.errors import LedgerUnreachable
+
+
+def owed() -> Pending:
+    return Pending("function", b"", time.monotonic() + 5)
+
+
+def test_an_answer_is_told_once() -> None:
+    """Finished, waited for, and finished again: told once, and the first reply stays."""
+    told: list[int] = []
+    pending = owed()
+    pending.on_done(lambda: told.append(1))
+    pending.finish(b"first")
+    assert pending.wait() == b"first"
+    pending.finish(error=LedgerUnreachable("late"))
+    assert pending.finished
+    assert told == [1]
+    assert pending.reply == b"first"
+
+
+def test_an_answer_that_is_there_is_told_at_once() -> None:
+    """Who asks to be told after the answer came is told there and then."""
+    told: list[int] = []
+    pending = owed()
+    pending.finish(b"reply")
+    pending.on_done(lambda: told.append(1))
+    assert told == [1]
+
+
+def test_a_teller_that_fails_harms_nobody() -> None:
+    """An exception of who is told stays with him; the answer is there."""
+    pending = owed()
+    pending.on_done(lambda: 1 // 0)
+    pending.finish(error=LedgerUnreachable("gone"))
+    with pytest.raises(LedgerUnreachable):
+        pending.wait()
