@@ -207,7 +207,7 @@ class AdmissionSettings(_Section):
         96,
         ge=0,
         le=4_096,
-        description="Reserves that would hold a thread are refused while more calls do; answers owed hold none.",
+        description="Reserves that would hold a thread are refused while more calls do.",
     )
     retry_after_ms: int = Field(
         100, ge=1, le=60_000, description="First value of RetryInfo; it doubles with the pressure."

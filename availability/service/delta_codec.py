@@ -54,7 +54,7 @@ MESSAGES = {
     "ORDER_REQUIRED": "order_ref is required",
     "REASON_REQUIRED": "reason is required",
     "STREAM_REQUIRED": "stream is required with source_sequence",
-    "INVALID_STATE": "no such state, or one that only an ADJUSTMENT takes; a RECEIPT goes into quarantine by its reason",
+    "INVALID_STATE": "no such state, or not for this type; a RECEIPT goes into quarantine by its reason",
     "INVALID_TIME": "a time is outside 1970 to 2200",
 }
 _TIME_US_MAX = 7_258_118_400_000_000
