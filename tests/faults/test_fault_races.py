@@ -15,11 +15,13 @@ from availability.ledger.commit_queue import Pending
 from tests.faults.audit import audit, check_ends, entries
 from tests.faults.lab import Lab, deadline, request_key, reserve
 
-HOLDS = 300
+HOLDS = 500
 HOLDS_FULL = 10_000
+WAVE = 250
+"""Holds that are made before the first of them is due."""
 HOLDS_A_SECOND = 250
 AROUND_MS = 5.0
-FIRST_DUE_MS = 700
+FIRST_DUE_MS = 1_000
 _REPLY = msgspec.msgpack.Decoder(calls.HoldReply)
 ENDINGS = {
     "commit": {"COMMITTED", "RESERVATION_NOT_ACTIVE", "RESERVATION_EXPIRED"},
@@ -36,10 +38,11 @@ def test_a_hold_ends_once_when_commit_release_and_expiry_race(
     lab = make_lab()
     rng = random.Random(seed)
     number = HOLDS_FULL if full else HOLDS
-    lab.receive("a", "n1", number - number // 3)
-    lab.receive("a", "n2", number // 3)
-    agenda = hold_all(lab, number, rng)
-    sent = play(lab, agenda)
+    sent = []
+    for first in range(0, number, WAVE):
+        lab.receive(sku_of(first), "n1", WAVE - WAVE // 3)
+        lab.receive(sku_of(first), "n2", WAVE // 3)
+        sent += play(lab, hold_all(lab, range(first, first + WAVE), rng))
     outcomes: dict[str, Counter[str]] = {name: Counter() for name in ENDINGS}
     winners: dict[str, set[str]] = {"COMMITTED": set(), "RELEASED": set()}
     for kind, name, pending in sent:
@@ -58,23 +61,28 @@ def test_a_hold_ends_once_when_commit_release_and_expiry_race(
     assert ends["released"] == len(winners["RELEASED"])
     assert min(ends["committed"], ends["released"], ends["expired"]) > 0, f"no race: {ends}"
     never_oversold(keys)
-    states = [lab.position("a", node) for node in ("n1", "n2")]
+    skus = [sku_of(first) for first in range(0, number, WAVE)]
+    states = [lab.position(sku, node) for sku in skus for node in ("n1", "n2")]
     assert sum(s[2] for s in states) == outcomes["thief"]["RESERVED"]
     assert sum(s[3] for s in states) == len(winners["COMMITTED"])
 
 
-def hold_all(lab: Lab, number: int, rng: random.Random) -> list[tuple[float, str, str]]:
+def sku_of(number: int) -> str:
+    """Each wave has a sku of its own, with a unit for each hold."""
+    return f"wave {number // WAVE}"
+
+
+def hold_all(lab: Lab, numbers: range, rng: random.Random) -> list[tuple[float, str, str]]:
     """Hold each unit by itself, with deadlines one after the other; what is to be done when (wall ms)."""
     waiting = []
-    span_ms = number * 1000 / HOLDS_A_SECOND
-    for i in range(number):
-        hold_ms = round(FIRST_DUE_MS + number / 5 + span_ms * i / number)
+    for place, i in enumerate(numbers):
+        hold_ms = round(FIRST_DUE_MS + 1_000 * place / HOLDS_A_SECOND)
         waiting.append(
-            lab.ledger.submit("reserve", reserve(f"h{i}", [("a", 1)], hold_ms=hold_ms), deadline())
+            lab.ledger.submit("reserve", reserve(f"h{i}", [(sku_of(i), 1)], hold_ms=hold_ms), deadline())
         )
     agenda: list[tuple[float, str, str]] = []
     last = 0.0
-    for i, pending in enumerate(waiting):
+    for i, pending in zip(numbers, waiting, strict=True):
         reply = _REPLY.decode(pending.wait())
         assert isinstance(reply.reservation, calls.HoldView)
         due = float(reply.reservation.expire_ms)
@@ -83,7 +91,7 @@ def hold_all(lab: Lab, number: int, rng: random.Random) -> list[tuple[float, str
             (due + rng.uniform(-AROUND_MS, AROUND_MS), kind, f"r-h{i}") for kind in ("commit", "release")
         ]
         if rng.random() < 0.5:
-            agenda.append((due + rng.uniform(-AROUND_MS, AROUND_MS), "thief", f"t{i}"))
+            agenda.append((due + rng.uniform(-AROUND_MS, AROUND_MS), "thief", f"t {i}"))
     first = min(agenda)[0]
     agenda += [(moment, "sweep", "") for moment in _range(first, last + 20, 2.0)]
     return sorted(agenda)
@@ -111,7 +119,7 @@ def play(lab: Lab, agenda: list[tuple[float, str, str]]) -> list[tuple[str, str,
         elif kind == "release":
             call = calls.Release(request_key(f"x {name}", name), name, [])
         else:
-            call = reserve(name, [("a", 1)])
+            call = reserve(name, [(sku_of(int(name.split()[1])), 1)])
         sent.append((kind, name, lab.ledger.submit("reserve" if kind == "thief" else kind, call, deadline())))
     return sent
 
