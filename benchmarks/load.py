@@ -97,12 +97,15 @@ def metadata(token: str) -> tuple[tuple[str, str], ...]:
 
 def closed_loop(
     address: str, path: str, token: str, requests: Sequence[bytes], once: bool, seconds: float, in_flight: int
-) -> tuple[float, int]:
-    """Keep calls in flight; return answers a second, and how many in all. ``once``: send no request twice."""
+) -> tuple[float, int, int]:
+    """Keep calls in flight; return answers a second, how many in all, and how many calls were shed.
+
+    ``once``: send no request twice.
+    """
     call = unary(address, path)
     headers = metadata(token)
     waiting = deque(requests)
-    done = 0
+    done = shed = 0
     errors: list[grpc.RpcError] = []
     running = in_flight
     state = {"stop": False}
@@ -110,12 +113,15 @@ def closed_loop(
     lock = threading.Lock()
 
     def answered(future: Any) -> None:
-        nonlocal done, running
+        nonlocal done, shed, running  # callbacks of one channel come from one thread
         try:
             future.result()
+            done += 1
         except grpc.RpcError as error:
-            errors.append(error)
-        done += 1  # callbacks of one channel come from one thread
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                shed += 1
+            else:
+                errors.append(error)
         if not (state["stop"] or errors) and issue():
             return
         with lock:
@@ -146,4 +152,4 @@ def closed_loop(
         raise RuntimeError(f"{len(errors)} calls failed, the first with {errors[0]}")
     if ran_out:
         raise RuntimeError("the prepared requests ran out")
-    return (after - before) / (finished - began), done
+    return (after - before) / (finished - began), done, shed

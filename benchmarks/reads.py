@@ -74,7 +74,8 @@ def single(load: Load, server: Server, echo: Server, size: Size) -> tuple[list[R
     say(
         f"  get {short(rates['get'].median)}/s, echo {short(rates['echo'].median)}/s, ratio {spread(ratio)}; "
         f"server {arms['get'].cpu_us:.0f} and {arms['echo'].cpu_us:.0f} µs a call; echo registered as ours is "
-        f"{rates['like ours'].over(rates['echo'])[0]:.2f} of echo; others used {arms['get'].others:.1f} cores"
+        f"{rates['like ours'].over(rates['echo'])[0]:.2f} of echo; {arms['get'].shed} of "
+        f"{arms['get'].calls + arms['get'].shed} shed; others used {arms['get'].others:.1f} cores"
     )
     by_cpu = arms["echo"].cpu_us / arms["get"].cpu_us
     rows = [
