@@ -5,7 +5,7 @@
 -- Redis gives these only while a function runs, so 99_register.lua binds them at the first call.
 local call, pcall_redis, sha1hex
 local pack, unpack_msg, struct_pack, struct_unpack
-local sub, byte, match, format
+local sub, byte, find, match, format, int_format
 local floor, ceil, max, min, abs
 
 local DAY_MS = 86400000
@@ -36,7 +36,7 @@ local function pair(a, b)
 end
 
 local function int(n)
-  return format('%.0f', n)
+  return format(int_format, n)
 end
 
 -- Text of numbers that hardly change, kept between calls: printing a number costs as much as reading a key.

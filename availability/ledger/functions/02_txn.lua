@@ -5,22 +5,35 @@
 local Txn = {}
 Txn.__index = Txn
 
+-- Its own array holds the commands, STRIDE values each: name, key, a, b (false: none), old; or the whole command as a
+-- table, false, false, false, old. A table a command is what costs most in a short call, and so does letting this one
+-- grow: one that is done with is kept for the next.
+local STRIDE = 5
+local SPARE_MAX = 100 * STRIDE
+local spare = false
+
 function Txn.new()
-  return setmetatable({cmds = {}, olds = {}, n = 0, hashes = false, order = false}, Txn)
+  local txn = spare or setmetatable({n = 0, hashes = false, order = false}, Txn)
+  spare = false
+  return txn
 end
 
 -- Queue a command. `old` is what it replaces: SET the value, ZADD and ZREM the score, HSET and HDEL the list of old
 -- values; false or nil where there was nothing. Housekeeping that may be repeated (DEL, XTRIM, SADD) needs none.
 function Txn:add(cmd, old)
-  local n = self.n + 1
-  self.n = n
-  self.cmds[n] = cmd
-  self.olds[n] = old or false
+  return self:put(cmd, false, false, false, old)
+end
+
+-- The same for a command of one or two arguments after its key; HSET's `old` is the one old value.
+function Txn:put(name, key, a, b, old)
+  local n = self.n
+  self[n + 1], self[n + 2], self[n + 3], self[n + 4], self[n + 5] = name, key, a, b, old or false
+  self.n = n + STRIDE
 end
 
 -- Set one hash field, where the call sets no other of that key; `old` as below.
 function Txn:field(key, field, new, old)
-  self:add({'HSET', key, field, new}, {old})
+  return self:put('HSET', key, field, new, old)
 end
 
 -- Set a hash field (new == false deletes it); `old` is its value before, false where absent. Fields of one key
@@ -77,20 +90,42 @@ local inverse = {
   RPUSH = function(cmd) redis.pcall('RPOP', cmd[2]) end,
 }
 
+-- The command at place i as a table, and the old value or list of old values.
+function Txn:command(i)
+  if not self[i + 1] then return self[i], self[i + 4] end
+  local cmd = {self[i], self[i + 1], self[i + 2], self[i + 3] or nil}
+  if cmd[1] == 'HSET' or cmd[1] == 'HDEL' then return cmd, {self[i + 4]} end
+  return cmd, self[i + 4]
+end
+
+function Txn:undo(i)
+  local cmd, old = self:command(i)
+  local undo = inverse[cmd[1]]
+  if undo then undo(cmd, old) end
+end
+
 -- Carry out. `last` (the log entry) has no inverse and needs none.
 function Txn:commit(last)
   local order = self.order
   for i = 1, order and #order or 0 do self:flush(order[i]) end
   if last then self:add(last) end
-  local cmds = self.cmds
-  for i = 1, self.n do
-    local reply = pcall_redis(unpack(cmds[i]))
-    if type(reply) == 'table' and reply.err then
-      for j = i - 1, 1, -1 do
-        local undo = inverse[cmds[j][1]]
-        if undo then undo(cmds[j], self.olds[j]) end
-      end
-      error({err = 'ERR availability: write failed and was undone: ' .. cmds[i][1] .. ': ' .. reply.err})
+  for i = 1, self.n, STRIDE do
+    local key, b, reply = self[i + 1], self[i + 3], nil
+    if not key then
+      reply = pcall_redis(unpack(self[i]))
+    elseif b then
+      reply = pcall_redis(self[i], key, self[i + 2], b)
+    else
+      reply = pcall_redis(self[i], key, self[i + 2])
     end
+    if type(reply) == 'table' and reply.err then
+      for j = i - STRIDE, 1, -STRIDE do self:undo(j) end
+      local cmd = self:command(i)
+      error({err = 'ERR availability: write failed and was undone: ' .. cmd[1] .. ': ' .. reply.err})
+    end
+  end
+  if self.n <= SPARE_MAX then
+    self.n, self.hashes, self.order = 0, false, false
+    spare = self
   end
 end

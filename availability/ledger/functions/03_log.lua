@@ -3,7 +3,9 @@
 local Log = {}
 
 local function replication_id()
-  return match(call('INFO', 'replication'), 'master_replid:(%x+)')
+  local info = call('INFO', 'replication')
+  local _, at = find(info, 'master_replid:', 1, true)
+  return at and sub(info, at + 1, at + 40)
 end
 
 -- meta's field "head" is one packed row, read and written by every call: epoch, seq, clock_ms, redis_ms, due_ms, full,
@@ -32,11 +34,11 @@ local function context(meta_key, raw)
   local epoch, seq, clock, redis_ms, due, full, chain, policy = struct_unpack(HEAD, raw)
   local t = call('TIME')
   local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
+  -- 16 fields: Lua doubles a table at the next. What few calls need, they add.
   return {
     base = sub(meta_key, 1, -5), meta = meta_key, head = raw, now = now,
     epoch = epoch, seq = seq, clock = clock + max(0, min(2000, now - redis_ms)), due = due, full = full == 1,
-    chain = chain, policy = policy, skus = {}, orders = {}, dirty = {},
-    next = false, policy_changed = false, node_table = false, nodes = false, node_table_raw = false,
+    chain = chain, policy = policy, skus = {}, orders = {}, dirty = {}, next = false, requests = false,
   }
 end
 
@@ -76,8 +78,9 @@ end
 -- What stands for a request where nobody asked: an expiry, a handshake.
 local NOBODY = {'', 0, '', 0, '', ''}
 
--- Commit a transaction as one version, of a request (04_requests.lua) or of NOBODY. `body` is packed. A change of policy or nodes (ctx.policy_changed) stamps the
--- chain into the head: it names what 05_policy.lua may keep between calls.
+-- Commit a transaction as one version, of a request (04_requests.lua) or of NOBODY. `body` is packed. A change of
+-- policy or nodes (ctx.policy_changed) stamps the chain into the head: it names what 05_policy.lua may keep between
+-- calls.
 function Log.emit(ctx, txn, kind, req, positions, body)
   local seq, id = ctx.seq + 1, Log.next_version(ctx)
   local raw = array(7) .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body

@@ -4,6 +4,7 @@
 
 local Requests = {}
 
+-- `bucket` is text: it is printed once a call.
 local function key_of(ctx, generation, bucket)
   return ctx.base .. 'req:' .. int_kept(generation % 2, generation) .. ':' .. bucket
 end
@@ -17,9 +18,9 @@ end
 -- req = {request_id, bucket, fingerprint, uuid_ms (0: not a UUIDv7), author, correlation_id}
 -- Returns what is remembered {status, version, ref, extra}, or nil; second result: a refusal code.
 function Requests.find(ctx, req)
-  local generation = floor(ctx.clock / DAY_MS)
-  local kept = call('HGET', key_of(ctx, generation, req[2]), req[1])
-    or call('HGET', key_of(ctx, generation - 1, req[2]), req[1])
+  local generation, bucket = floor(ctx.clock / DAY_MS), int(req[2])
+  ctx.requests = key_of(ctx, generation, bucket)
+  local kept = call('HGET', ctx.requests, req[1]) or call('HGET', key_of(ctx, generation - 1, bucket), req[1])
   if kept then
     if sub(kept, 1, 12) ~= req[3] then return nil, 'REQUEST_ID_REUSED' end
     local status, version, ref, at = match(kept, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n()', 13)
@@ -29,6 +30,7 @@ function Requests.find(ctx, req)
   return nil
 end
 
+-- After find, which says where.
 function Requests.remember(ctx, txn, req, status, version, ref, extra)
-  txn:field(key_of(ctx, floor(ctx.clock / DAY_MS), req[2]), req[1], kept_of(req[3], status, version, ref or '', extra), false)
+  txn:field(ctx.requests, req[1], kept_of(req[3], status, version, ref or '', extra), false)
 end

@@ -6,12 +6,14 @@ local ONLINE = 1
 -- Decoded policy, kept between calls under a name that no other content can have: the chain of the change that led
 -- to it. Filled from committed state only, and left at the first change.
 local CHANNELS_KEPT = 1000
-local kept = {name = '', channels = {}, count = 0}
+local kept = {base = '', chain = '', channels = {}, count = 0}
 
 local function keep_of(ctx)
-  if ctx.policy == NO_CHAIN or ctx.policy_changed then return {channels = {}, count = 0} end
-  local name = ctx.base .. ctx.policy
-  if kept.name ~= name or kept.count > CHANNELS_KEPT then kept = {name = name, channels = {}, count = 0} end
+  local base, chain = ctx.base, ctx.policy
+  if chain == NO_CHAIN or ctx.policy_changed then return {channels = {}, count = 0} end
+  if kept.chain ~= chain or kept.base ~= base or kept.count > CHANNELS_KEPT then
+    kept = {base = base, chain = chain, channels = {}, count = 0}
+  end
   return kept
 end
 
@@ -32,7 +34,7 @@ end
 -- Declare or replace a node. state is a NodeState array of record.py.
 function Policy.put_node(ctx, txn, state)
   if not ctx.policy_changed then -- what is kept belongs to the state before
-    ctx.policy_changed, ctx.node_table, kept = true, false, {name = '', channels = {}, count = 0}
+    ctx.policy_changed, ctx.node_table, kept = true, false, {base = '', chain = '', channels = {}, count = 0}
   end
   local nodes, name = Policy.node_table(ctx), state[1]
   local entry = {name, state[2], state[3]}
@@ -64,6 +66,7 @@ end
 local function from_state(ctx, p, blocked)
   local ch = {
     name = p[1], units = p[4], percent = p[5], oversell = p[6], blocked = blocked, nodes = {}, online = {}, safety = {},
+    fields = {'k', 'b', 'b' .. p[1], 'v' .. p[1]}, -- what it reads of a sku: 06_positions.lua
   }
   if p[2] then
     for i, n in ipairs(Policy.node_table(ctx)) do
@@ -77,6 +80,7 @@ local function from_state(ctx, p, blocked)
       ch.nodes[i], ch.online[i], ch.safety[i] = name, n[2] == ONLINE, n[3]
     end
   end
+  for i, name in ipairs(ch.nodes) do ch.fields[4 + i] = 'n' .. name end
   return ch
 end
 

@@ -8,37 +8,34 @@
 local Positions = {}
 local LAYOUT = '<i8i8i8i8i8'
 
--- A position with its figures as they were at the last write (0), and its packed value (false: there is none).
-local function decode(raw)
+-- A position: its figures, its packed value as last written (false: there is none), and the sku `of` which it waits
+-- to be written (false: unchanged). 8 fields: Lua doubles a table at the next.
+local function decode(node, raw)
   local a, b, c, d, e = 0, 0, 0, 0, -1
   if raw then a, b, c, d, e = struct_unpack(LAYOUT, raw) end
-  return {on_hand = a, quarantined = b, reserved = c, committed = d, safety = e, raw = raw, dirty = false,
-    on_hand0 = a, quarantined0 = b, reserved0 = c, committed0 = d}
+  return {on_hand = a, quarantined = b, reserved = c, committed = d, safety = e, raw = raw, node = node, of = false}
 end
 
-local function written(p)
-  p.on_hand0, p.quarantined0, p.reserved0, p.committed0 = p.on_hand, p.quarantined, p.reserved, p.committed
-end
-
--- The sku as one channel sees it: extras and the channel's positions, one HMGET.
+-- The sku as one channel sees it: extras and the channel's positions, one HMGET. Look at it (07_sourcing.lua) before
+-- the next channel is read.
 function Positions.read(ctx, sku, channel)
   local s = ctx.skus[sku]
   if not s then
-    s = {sku = sku, key = ctx.base .. 'pos:' .. sku, nodes = {}, views = {}, known = false, listed = nil, reasons = false}
+    s = {
+      sku = sku, key = ctx.base .. 'pos:' .. sku, nodes = {}, known = false, channel = false, blocked = false, changed = 0,
+    }
     ctx.skus[sku] = s
   end
-  if not channel or s.views[channel.name] then return s end
-  local names = channel.nodes
-  local args = {'HMGET', s.key, 'k', 'b', 'b' .. channel.name, 'v' .. channel.name}
-  for i = 1, #names do args[4 + 2 + i] = 'n' .. names[i] end
-  local found = call(unpack(args))
+  if not channel or s.channel == channel.name then return s end
+  local found = call('HMGET', s.key, unpack(channel.fields))
   s.known = s.known or (found[1] and true or false)
-  s.views[channel.name] = {
-    blocked = channel.blocked or (found[2] or found[3]) and true or false,
-    override = found[4] and unpack_msg(found[4]) or nil,
-  }
+  s.channel = channel.name
+  s.blocked = channel.blocked or (found[2] or found[3]) and true or false
+  s.override = found[4] and unpack_msg(found[4]) or nil
+  local names, nodes = channel.nodes, s.nodes
   for i = 1, #names do
-    if not s.nodes[names[i]] then s.nodes[names[i]] = decode(found[4 + i]) end
+    local node = names[i]
+    if not nodes[node] then nodes[node] = decode(node, found[4 + i]) end
   end
   return s
 end
@@ -48,7 +45,7 @@ function Positions.at(ctx, sku, node)
   local s = ctx.skus[sku] or Positions.read(ctx, sku)
   local p = s.nodes[node]
   if not p then
-    p = decode(call('HGET', s.key, 'n' .. node))
+    p = decode(node, call('HGET', s.key, 'n' .. node))
     s.nodes[node] = p
   end
   return p, s
@@ -57,9 +54,10 @@ end
 -- Note that a position changes; the new figures are already in it.
 function Positions.touch(ctx, s, node)
   local p = s.nodes[node]
-  if not p.dirty then
-    p.dirty = true
-    ctx.dirty[#ctx.dirty + 1] = {s, node, p}
+  if not p.of then
+    p.of = s
+    s.changed = s.changed + 1
+    ctx.dirty[#ctx.dirty + 1] = p
   end
 end
 
@@ -76,10 +74,14 @@ end
 -- Write what changed; returns the record's positions.
 function Positions.flush(ctx, txn)
   local changes = {}
-  local alone = #ctx.dirty == 1 and ctx.dirty[1][3].raw -- the common case needs no gathering of fields
-  for i, entry in ipairs(ctx.dirty) do
-    local s, node, p = entry[1], entry[2], entry[3]
-    if not p.raw then
+  local dirty = ctx.dirty
+  for i = 1, #dirty do
+    local p = dirty[i]
+    local s, node = p.of, p.node
+    local a0, b0, c0, d0 = 0, 0, 0, 0
+    if p.raw then
+      a0, b0, c0, d0 = struct_unpack(LAYOUT, p.raw)
+    else
       Positions.list(ctx, txn, s)
       if not s.known then
         if not s.known_checked then
@@ -92,18 +94,15 @@ function Positions.flush(ctx, txn)
         end
       end
     end
-    local raw = struct_pack(LAYOUT, p.on_hand, p.quarantined, p.reserved, p.committed, p.safety)
-    if alone then
+    local a, b, c, d, safety = p.on_hand, p.quarantined, p.reserved, p.committed, p.safety
+    local raw = struct_pack(LAYOUT, a, b, c, d, safety)
+    if p.raw and s.changed == 1 then -- the common case needs no gathering of fields
       txn:field(s.key, 'n' .. node, raw, p.raw)
     else
       txn:hash(s.key, 'n' .. node, raw, p.raw)
     end
-    changes[i] = {
-      s.sku, node, p.on_hand, p.quarantined, p.reserved, p.committed, p.safety,
-      p.on_hand - p.on_hand0, p.quarantined - p.quarantined0, p.reserved - p.reserved0, p.committed - p.committed0,
-    }
-    p.raw, p.dirty = raw, false
-    written(p)
+    changes[i] = {s.sku, node, a, b, c, d, safety, a - a0, b - b0, c - c0, d - d0}
+    p.raw, p.of = raw, false
   end
   ctx.dirty = {}
   return changes

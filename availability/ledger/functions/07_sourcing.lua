@@ -11,10 +11,9 @@ end
 Sourcing.net_of = net_of
 
 -- What the channel can sell of a sku. `only` limits it to one node: as if the channel had only that one.
--- Returns sellable and the places {node, free} of N in sourcing order.
+-- Returns sellable and the places {node, free, node, free, ...} of N in sourcing order.
 function Sourcing.look(ctx, channel, s, only)
-  local view = s.views[channel.name]
-  local override = view.override
+  local override = s.override
   local excluded
   local units, percent, oversell = channel.units, channel.percent, channel.oversell
   if override then
@@ -23,13 +22,16 @@ function Sourcing.look(ctx, channel, s, only)
     excluded = {}
     for _, node in ipairs(override[7]) do excluded[node] = true end
   end
-  local pool, gives, places = 0, 0, {}
-  for i, node in ipairs(channel.nodes) do
+  local pool, gives, places, count = 0, 0, {}, 0
+  local nodes, online, safety = channel.nodes, channel.online, channel.safety
+  for i = 1, #nodes do
+    local node = nodes[i]
     if not only or node == only then
-      local net, give = net_of(s.nodes[node], channel.safety[i])
-      if channel.online[i] and not (excluded and excluded[node]) then
+      local net, give = net_of(s.nodes[node], safety[i])
+      if online[i] and not (excluded and excluded[node]) then
         pool, gives = pool + net, gives + give
-        places[#places + 1] = {node, max(0, net)}
+        places[count + 1], places[count + 2] = node, net > 0 and net or 0
+        count = count + 2
       else
         pool = pool + min(0, net)
       end
@@ -37,7 +39,7 @@ function Sourcing.look(ctx, channel, s, only)
   end
   local buffer = percent >= 0 and ceil(percent * gives / 100) or units
   local fenced = 0 -- the place of ring-fences
-  if view.blocked or not s.known then return 0, places, pool - buffer - fenced end
+  if s.blocked or not s.known then return 0, places, pool - buffer - fenced end
   return max(0, pool - buffer - fenced + oversell), places
 end
 
@@ -58,16 +60,16 @@ end
 -- oversold}, ...} and the oversold units.
 function Sourcing.take(places, units)
   local sources, left = {}, units
-  for _, place in ipairs(places) do
+  for i = 1, #places, 2 do
     if left == 0 then break end
-    local take = min(left, place[2])
+    local take = min(left, places[i + 1])
     if take > 0 then
-      sources[#sources + 1] = {place[1], take, 0}
+      sources[#sources + 1] = {places[i], take, 0}
       left = left - take
     end
   end
   if left > 0 then
-    local first = places[1][1]
+    local first = places[1]
     if sources[1] and sources[1][1] == first then
       sources[1][2], sources[1][3] = sources[1][2] + left, left
     else

@@ -206,7 +206,7 @@ local function hint_of(facts)
 end
 
 -- Where the source names no node: the channel of the order's first commit, else the channel named like its
--- source, else every node. Returns places {node, free}, never empty where any node is declared.
+-- source, else every node. Returns places as Sourcing.look, never empty where any node is declared.
 local function auto_places(ctx, o, sku)
   local channel = o.meta[CHANNEL] ~= '' and Policy.channel(ctx, o.meta[CHANNEL], false)
     or Policy.channel(ctx, o.meta[5], false) or Policy.everywhere(ctx)
@@ -214,7 +214,7 @@ local function auto_places(ctx, o, sku)
   local _, places = Sourcing.look(ctx, channel, s)
   if #places == 0 then
     local first = channel.nodes[1] or (Policy.node_table(ctx)[1] or {})[1]
-    if first then places = {{first, 0}} end
+    if first then places = {first, 0} end
   end
   return places
 end

@@ -19,7 +19,7 @@ end
 -- Store a hold. `lines` is packed, where the caller has it so.
 function Holds.store(ctx, txn, id, hold, old_raw, lines)
   local raw = array(11) .. pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES]))
-  txn:add({'SET', ctx.base .. 'res:' .. id, raw}, old_raw)
+  txn:put('SET', ctx.base .. 'res:' .. id, raw, false, old_raw)
 end
 
 -- What a caller sees of it, but for its lines: with the two clocks that turn its deadline into a time.
@@ -30,9 +30,11 @@ end
 
 -- Give a hold its deadline.
 function Holds.set_due(ctx, txn, id, due_ms, old_ms)
-  txn:add({'ZADD', ctx.base .. 'due', int(due_ms), id}, old_ms)
+  txn:put('ZADD', ctx.base .. 'due', due_ms, id, old_ms)
   if ctx.due == 0 or due_ms < ctx.due then ctx.due = due_ms end
 end
+
+local NO_SOURCES = {} -- of a line that was not held before, or is not any more
 
 local function strip(sources)
   local plain = {}
@@ -42,12 +44,14 @@ end
 
 -- Units of one line change from `old` to `new` sources (either may be empty): positions, index and order facts.
 function Holds.move(ctx, txn, id, sku, old, new, order)
-  for _, src in ipairs(old) do
+  for i = 1, #old do
+    local src = old[i]
     local p, s = Positions.at(ctx, sku, src[1])
     p.reserved = p.reserved - src[2]
     Positions.touch(ctx, s, src[1])
   end
-  for _, src in ipairs(new) do
+  for i = 1, #new do
+    local src = new[i]
     local p, s = Positions.at(ctx, sku, src[1])
     p.reserved = p.reserved + src[2]
     Positions.touch(ctx, s, src[1])
@@ -55,7 +59,7 @@ function Holds.move(ctx, txn, id, sku, old, new, order)
   if #old == 0 then
     txn:field(Positions.use_key(ctx, sku), 'h' .. id, '1', false)
   elseif #new == 0 then
-    txn:add({'HDEL', Positions.use_key(ctx, sku), 'h' .. id}, {'1'})
+    txn:put('HDEL', Positions.use_key(ctx, sku), 'h' .. id, false, '1')
   end
   if order then
     local facts = Orders.facts(order, sku)
@@ -71,12 +75,12 @@ end
 
 -- Take an active hold's deadline away and put it among the ended ones.
 function Holds.finish(ctx, txn, id, hold, state)
-  txn:add({'ZREM', ctx.base .. 'due', id}, hold[DUE_MS])
+  txn:put('ZREM', ctx.base .. 'due', id, false, hold[DUE_MS])
   Holds.archive(ctx, txn, id, hold, state)
 end
 
 function Holds.archive(ctx, txn, id, hold, state)
-  txn:add({'ZADD', ctx.base .. 'ended:' .. state, int(ctx.clock), id})
+  txn:put('ZADD', ctx.base .. 'ended:' .. state, ctx.clock, id)
   hold[STATE], hold[END_MS] = state, ctx.clock
 end
 
@@ -84,7 +88,7 @@ end
 function Holds.end_all(ctx, txn, id, hold, raw, state)
   local order = Holds.order_of(ctx, hold)
   for _, line in ipairs(hold[H_LINES]) do
-    Holds.move(ctx, txn, id, line[1], line[3], {}, order)
+    Holds.move(ctx, txn, id, line[1], line[3], NO_SOURCES, order)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   Holds.finish(ctx, txn, id, hold, state)

@@ -47,7 +47,8 @@ end
 -- {{line index from 0, sellable}, ...}.
 local function decide(ctx, channel, lines, node)
   local granted, shortages = {}, {}
-  for i, line in ipairs(lines) do
+  for i = 1, #lines do
+    local line = lines[i]
     local s = Positions.read(ctx, line[1], channel)
     local can, places = Sourcing.grantable(ctx, channel, s, node)
     local take = min(line[2], can)
@@ -85,7 +86,7 @@ function Reservations.reserve(keys, args)
   local order = Holds.order_of(ctx, hold)
   if order and order.closed then return refuse(ctx, req, 'ORDER_CLOSED') end
   for _, line in ipairs(granted) do
-    Holds.move(ctx, txn, id, line[1], {}, line[3], order)
+    Holds.move(ctx, txn, id, line[1], NO_SOURCES, line[3], order)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   if order then Orders.remember_reservation(order, id) end
@@ -174,7 +175,7 @@ function Reservations.commit(keys, args)
   local carried = state == ACTIVE and Holds.order_of(ctx, hold) or nil
   local touched = {}
   for _, line in ipairs(lines) do
-    if state == ACTIVE then Holds.move(ctx, txn, id, line[1], line[3], {}, carried) end
+    if state == ACTIVE then Holds.move(ctx, txn, id, line[1], line[3], NO_SOURCES, carried) end
     local facts = Orders.facts(order, line[1])
     local l = Orders.line(facts, '')
     for _, src in ipairs(line[3]) do
@@ -191,7 +192,7 @@ function Reservations.commit(keys, args)
   end
   Orders.remember_reservation(order, id)
   if state == EXPIRED then
-    txn:add({'ZREM', ctx.base .. 'ended:' .. EXPIRED, id}, hold[END_MS])
+    txn:put('ZREM', ctx.base .. 'ended:' .. EXPIRED, id, false, hold[END_MS])
     Holds.archive(ctx, txn, id, hold, COMMITTED_STATE)
   else
     Holds.finish(ctx, txn, id, hold, COMMITTED_STATE)
@@ -236,7 +237,7 @@ function Reservations.give_back(ctx, txn, id, hold, raw, units)
   for _, line in ipairs(left) do stays[line[1]] = line[3] end
   local order = Holds.order_of(ctx, hold)
   for _, line in ipairs(before_lines) do
-    Holds.move(ctx, txn, id, line[1], line[3], stays[line[1]] or {}, order)
+    Holds.move(ctx, txn, id, line[1], line[3], stays[line[1]] or NO_SOURCES, order)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   hold[H_LINES], hold[VERSION] = left, Log.next_version(ctx)

@@ -3,7 +3,8 @@
 
 local function bind()
   pack, unpack_msg, struct_pack, struct_unpack = cmsgpack.pack, cmsgpack.unpack, struct.pack, struct.unpack
-  sub, byte, match, format = string.sub, string.byte, string.match, string.format
+  sub, byte, find, match, format = string.sub, string.byte, string.find, string.match, string.format
+  int_format = format('%d', 2^53) == '9007199254740992' and '%d' or '%.0f' -- %d is faster, where it has 64 bits
   floor, ceil, max, min, abs = math.floor, math.ceil, math.max, math.min, math.abs
   call, pcall_redis, sha1hex = redis.call, redis.pcall, redis.sha1hex
 end
