@@ -4,7 +4,8 @@
 
 -- Redis gives these only while a function runs, so 99_register.lua binds them at the first call.
 local call, pcall_redis, sha1hex
-local pack, unpack_msg, struct_pack, struct_unpack
+local pack, unpack_msg, unpack_limit, struct_pack, struct_unpack
+local concat
 local sub, byte, find, match, format, int_format
 local floor, ceil, max, min, abs
 

@@ -87,6 +87,15 @@ local inverse = {
   ZREM = function(cmd, old)
     if old then redis.pcall('ZADD', cmd[2], int(old), cmd[3]) end
   end,
+  -- old: the bytes that stood there, and the length before
+  SETRANGE = function(cmd, old)
+    local key, length = cmd[2], old[2]
+    if length == 0 then return redis.pcall('DEL', key) end
+    if old[1] ~= '' then redis.pcall('SETRANGE', key, cmd[3], old[1]) end
+    if length < tonumber(cmd[3]) + #cmd[4] then
+      redis.pcall('SET', key, redis.call('GETRANGE', key, '0', int(length - 1)))
+    end
+  end,
   RPUSH = function(cmd) redis.pcall('RPOP', cmd[2]) end,
 }
 

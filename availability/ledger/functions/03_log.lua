@@ -65,9 +65,10 @@ function Log.quiet(ctx, txn)
 end
 
 -- Start of a msgpack array of n (below 16) values whose packed forms follow: parts packed once serve several arrays.
-local function array(n)
-  return string.char(0x90 + n)
-end
+-- The other way, unpack_limit(raw, n, 1) gives what follows such a start, without a table: the next offset and n values.
+local ARRAY = {
+  '\145', '\146', '\147', '\148', '\149', '\150', '\151', '\152', '\153', '\154', '\155', '\156', '\157', '\158', '\159',
+}
 
 -- The version that emit will give.
 function Log.next_version(ctx)
@@ -83,7 +84,7 @@ local NOBODY = {'', 0, '', 0, '', ''}
 -- calls.
 function Log.emit(ctx, txn, kind, req, positions, body)
   local seq, id = ctx.seq + 1, Log.next_version(ctx)
-  local raw = array(7) .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body
+  local raw = ARRAY[7] .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body
   local chain = sub(sha1hex(chain_text(ctx.chain) .. id .. raw), 1, 32)
   ctx.seq, ctx.chain, ctx.next = seq, chain, false
   if ctx.policy_changed then ctx.policy = chain end

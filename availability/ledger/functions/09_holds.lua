@@ -18,7 +18,7 @@ end
 
 -- Store a hold. `lines` is packed, where the caller has it so.
 function Holds.store(ctx, txn, id, hold, old_raw, lines)
-  local raw = array(11) .. pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES]))
+  local raw = ARRAY[11] .. pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES]))
   txn:put('SET', ctx.base .. 'res:' .. id, raw, false, old_raw)
 end
 
@@ -111,7 +111,7 @@ function Holds.expire(ctx, limit, except)
       local txn = Txn.new()
       local lines = Holds.end_all(ctx, txn, id, hold, raw, EXPIRED)
       Orders.flush(ctx, txn)
-      Log.emit(ctx, txn, KIND_EXPIRED, NOBODY, Positions.flush(ctx, txn), array(2) .. pack(id, lines))
+      Log.emit(ctx, txn, KIND_EXPIRED, NOBODY, Positions.flush(ctx, txn), ARRAY[2] .. pack(id, lines))
       ended = ended + 1
     end
   end

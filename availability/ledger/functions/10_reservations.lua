@@ -7,8 +7,8 @@ local DUE_PER_CALL = 4
 -- reply = {status, version, replayed, order_cancelled, shortages, id ('' none), state, channel, order_source, order_ref,
 -- create_ms, expire_ms, version of the hold, lines}, all packed at once but for the lines
 local function answer(ctx, status, version, replayed, id, hold, shortages, cancelled, lines)
-  if not hold then return array(6) .. pack(status, version, replayed, cancelled or false, shortages or {}, '') end
-  return array(14) .. pack(status, version, replayed, cancelled or false, shortages or {}, Holds.view(ctx, id, hold))
+  if not hold then return ARRAY[6] .. pack(status, version, replayed, cancelled or false, shortages or {}, '') end
+  return ARRAY[14] .. pack(status, version, replayed, cancelled or false, shortages or {}, Holds.view(ctx, id, hold))
     .. (lines or pack(hold[11]))
 end
 
@@ -63,40 +63,45 @@ end
 
 -- cmd = {req, reservation_id, channel, lines, hold_ms, order_source, order_ref, partial, node ('' none), auto_create}
 function Reservations.reserve(keys, args)
-  local cmd = unpack_msg(args[2])
-  local req, id = cmd[1], cmd[2]
+  local _, req, id, channel_name, wanted, hold_ms, order_source, order_ref, partial, node, auto_create =
+    unpack_limit(args[2], 10, 1)
   local ctx, done = begin(keys, args, req)
   if not ctx then return done end
   if ctx.full then return refusal('LOG_FULL') end
-  local channel = Policy.channel(ctx, cmd[3], cmd[10])
+  local channel = Policy.channel(ctx, channel_name, auto_create)
   if not channel then return refuse(ctx, req, 'UNKNOWN_CHANNEL') end
-  local node = cmd[9] ~= '' and cmd[9] or nil
-  if node then
+  if node == '' then
+    node = nil
+  else
     local there = false
     for _, name in ipairs(channel.nodes) do there = there or name == node end
     if not there then return refuse(ctx, req, 'UNKNOWN_NODE') end
   end
-  local granted, shortages = decide(ctx, channel, cmd[4], node)
-  if #shortages > 0 and (not cmd[8] or #granted == 0) then
+  local granted, shortages = decide(ctx, channel, wanted, node)
+  if #shortages > 0 and (not partial or #granted == 0) then
     return refuse(ctx, req, 'INSUFFICIENT_STOCK', '', nil, shortages)
   end
   local status = #shortages > 0 and 'PARTIAL' or 'RESERVED'
   local txn, version = Txn.new(), Log.next_version(ctx)
-  local hold = {ACTIVE, cmd[3], cmd[6], cmd[7], ctx.clock, ctx.clock + cmd[5], version, 0, ctx.now, false, granted}
+  local due = ctx.clock + hold_ms
+  local hold = {ACTIVE, channel_name, order_source, order_ref, ctx.clock, due, version, 0, ctx.now, false, granted}
   local order = Holds.order_of(ctx, hold)
   if order and order.closed then return refuse(ctx, req, 'ORDER_CLOSED') end
-  for _, line in ipairs(granted) do
+  for i = 1, #granted do
+    local line = granted[i]
     Holds.move(ctx, txn, id, line[1], NO_SOURCES, line[3], order)
     if order then Orders.settle(ctx, order, line[1]) end
   end
-  if order then Orders.remember_reservation(order, id) end
-  Orders.flush(ctx, txn)
+  if order then
+    Orders.remember_reservation(order, id)
+    Orders.flush(ctx, txn)
+  end
   local lines = pack(granted)
   Holds.store(ctx, txn, id, hold, nil, lines)
-  Holds.set_due(ctx, txn, id, hold[DUE_MS])
+  Holds.set_due(ctx, txn, id, due)
   Requests.remember(ctx, txn, req, status, version, id, #shortages > 0 and shortages or nil)
   Log.emit(ctx, txn, KIND_RESERVED, req, Positions.flush(ctx, txn),
-    array(6) .. pack(id, cmd[3], cmd[6], cmd[7], hold[DUE_MS]) .. lines)
+    ARRAY[6] .. pack(id, channel_name, order_source, order_ref, due) .. lines)
   return answer(ctx, status, version, false, id, hold, shortages, false, lines)
 end
 
@@ -119,7 +124,7 @@ function Reservations.extend(keys, args)
   Holds.store(ctx, txn, id, hold, raw)
   Holds.set_due(ctx, txn, id, hold[DUE_MS], due_before)
   Requests.remember(ctx, txn, req, 'EXTENDED', version, id)
-  Log.emit(ctx, txn, KIND_EXTENDED, req, {}, array(2) .. pack(id, hold[DUE_MS]))
+  Log.emit(ctx, txn, KIND_EXTENDED, req, {}, ARRAY[2] .. pack(id, hold[DUE_MS]))
   return answer(ctx, 'EXTENDED', version, false, id, hold)
 end
 
@@ -147,14 +152,13 @@ end
 
 -- cmd = {req, reservation_id, order_source, order_ref} ('' : the hold's own, else the channel)
 function Reservations.commit(keys, args)
-  local cmd = unpack_msg(args[2])
-  local req, id = cmd[1], cmd[2]
+  local _, req, id, order_source, order_ref = unpack_limit(args[2], 4, 1)
   local ctx, done = begin(keys, args, req, id)
   if not ctx then return done end
   local hold, raw = Holds.load(ctx, id)
   if not hold then return refuse(ctx, req, 'RESERVATION_NOT_FOUND') end
-  local ref = cmd[4] ~= '' and cmd[4] or hold[ORDER_REF]
-  local source = cmd[3] ~= '' and cmd[3] or (hold[ORDER_SOURCE] ~= '' and hold[ORDER_SOURCE] or hold[H_CHANNEL])
+  local ref = order_ref ~= '' and order_ref or hold[ORDER_REF]
+  local source = order_source ~= '' and order_source or (hold[ORDER_SOURCE] ~= '' and hold[ORDER_SOURCE] or hold[H_CHANNEL])
   if ref == '' then return refuse(ctx, req, 'ORDER_REF_REQUIRED', id, hold) end
   local state = hold[STATE]
   if state == COMMITTED_STATE and hold[ORDER_SOURCE] == source and hold[ORDER_REF] == ref then

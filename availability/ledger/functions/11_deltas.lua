@@ -3,11 +3,15 @@
 -- consumes its number.
 
 local Deltas = {}
+
+do -- Lua has room for 200 names outside of blocks; these stay in here
+
 local KIND_DELTAS, KIND_STREAM = 6, 9
 local EVENT_GENERATION_MS = 15 * DAY_MS
 local SEEN_WINDOW = 4096 -- numbers back from the mark for which a repeat's content is compared
+-- A delta as read: where the next one begins, then the fields of Cause (record.py).
 local STREAM, SEQUENCE, EVENT_ID, TYPE, SKU, NODE, TO_NODE, QUANTITY, STOCK_STATE, O_SOURCE, O_REF, LINE, BASIS, SHIPPED_QUANTITY,
-  REFERENCE, REASON, DUE_US, OCCURRED_US = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18
+  REFERENCE, REASON, DUE_US, OCCURRED_US = 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19
 local APPLIED, DUPLICATE, STALE, REJECTED, PARKED = 1, 2, 3, 4, 5
 local QUARANTINED_STATE = 2
 local RECEIPT, ADJUSTMENT, SHIPMENT, QUARANTINE, QUARANTINE_RELEASE, WRITE_OFF, RETURN_RECEIVED = 1, 2, 4, 5, 6, 7, 8
@@ -16,18 +20,49 @@ local ORDER_PLACED, ORDER_CHANGED, ORDER_ALLOCATED, ORDER_CANCELLED = 12, 13, 14
 -- Streams ------------------------------------------------------------------------------------------------------
 
 -- `src:<source>`: stream -> {mark (0: none), seen_ms, parked_sequence, parked_ms}
+-- `seen:<stream>`: a ring of SEEN_WINDOW slots in one string: the fingerprint (12 bytes) and the number of the delta.
+-- What one call accepts has numbers in a row, so it is one write, or two where the ring closes.
+local SLOT, FINGERPRINT = 20, 12
 local function stream_of(ctx, source, name)
   ctx.streams = ctx.streams or {}
   local st = ctx.streams[name]
   if not st then
     local raw = call('HGET', ctx.base .. 'src:' .. source, name)
-    st = {name = name, raw = raw, row = raw and unpack_msg(raw) or {0, 0, 0, 0}, seen = {}}
+    st = {name = name, raw = raw, row = raw and unpack_msg(raw) or {0, 0, 0, 0}, first = 0, prints = {}}
     st.key = ctx.base .. 'seen:' .. pair(source, name)
     ctx.streams[name] = st
   end
   st.row[2] = ctx.clock
   st.dirty = true
   return st
+end
+
+local function write_slots(txn, key, slot, values)
+  local at, new = slot * SLOT, concat(values)
+  local old = call('GETRANGE', key, at, at + #new - 1)
+  local length = #old == #new and at + #new or call('STRLEN', key)
+  txn:add({'SETRANGE', key, at, new}, {old, length})
+end
+
+local function write_ring(txn, st)
+  local slot, values = st.first % SEEN_WINDOW, {}
+  for i, print in ipairs(st.prints) do
+    if slot + #values == SEEN_WINDOW then
+      write_slots(txn, st.key, slot, values)
+      slot, values = 0, {}
+    end
+    values[#values + 1] = print .. struct_pack('<i8', st.first + i - 1)
+  end
+  write_slots(txn, st.key, slot, values)
+end
+
+-- The fingerprint of the delta with a number up to the mark, or nil where it is not remembered any more.
+local function print_of(st, sequence)
+  if st.first > 0 and sequence >= st.first then return st.prints[sequence - st.first + 1] end
+  local at = sequence % SEEN_WINDOW * SLOT
+  local slot = call('GETRANGE', st.key, at, at + SLOT - 1)
+  if #slot < SLOT or struct_unpack('<i8', slot, FINGERPRINT + 1) ~= sequence then return nil end
+  return sub(slot, 1, FINGERPRINT)
 end
 
 local function flush_streams(ctx, txn, source)
@@ -37,12 +72,7 @@ local function flush_streams(ctx, txn, source)
     if st.dirty then
       any = true
       txn:hash(ctx.base .. 'src:' .. source, name, pack(st.row), st.raw)
-      local slots = {}
-      for slot in pairs(st.seen) do slots[#slots + 1] = slot end
-      if #slots > 0 then
-        local before_values = call('HMGET', st.key, unpack(slots))
-        for i, slot in ipairs(slots) do txn:hash(st.key, slot, st.seen[slot], before_values[i]) end
-      end
+      if st.first > 0 then write_ring(txn, st) end
     end
   end
   return any
@@ -55,13 +85,13 @@ local function judge_sequence(ctx, source, st, sequence, fingerprint)
   if mark == 0 or sequence == mark + 1 then
     row[1], row[5] = sequence, nil
     if row[3] <= sequence then row[3], row[4] = 0, 0 end
-    st.seen[tostring(sequence % SEEN_WINDOW)] = fingerprint .. int(sequence)
+    if st.first == 0 then st.first = sequence end
+    st.prints[#st.prints + 1] = fingerprint
     return nil
   end
   if sequence <= mark then
-    local slot = tostring(sequence % SEEN_WINDOW)
-    local seen = st.seen[slot] or call('HGET', st.key, slot)
-    if seen and sub(seen, 13) == int(sequence) and sub(seen, 1, 12) ~= fingerprint then return REJECTED, 'CONFLICT' end
+    local known = print_of(st, sequence)
+    if known and known ~= fingerprint then return REJECTED, 'CONFLICT' end
     return DUPLICATE
   end
   if row[3] == 0 then row[4] = ctx.clock end
@@ -223,7 +253,7 @@ local function apply(ctx, txn, source, d, auto_create, declared)
   local type = d[TYPE]
   local node = d[NODE]
   if node ~= '' then
-    Policy.node_table(ctx)
+    if not ctx.nodes then Policy.node_table(ctx) end
     if not ctx.nodes[node] then
       if not auto_create then return REJECTED, 'UNKNOWN_NODE' end
       local state = {node, 1, 0, Log.next_version(ctx), source, 'declared by its first delta', ctx.clock}
@@ -247,40 +277,61 @@ local function apply(ctx, txn, source, d, auto_create, declared)
   return order_types[type](ctx, txn, order, d, word_key(ctx, source, d))
 end
 
+-- Read the call piece by piece: causes go into the log as the bytes that came, and one table a delta is what reading
+-- costs least. Lists by place: fingerprints, buckets, reasons to reject, deltas, where the bytes of each cause begin.
+local function read_call(raw)
+  local at, source = unpack_limit(raw, 1, 1)
+  local count = byte(raw, at + 1) - 0x90
+  at = at + 1
+  if count > 15 then -- array 16: two bytes of length follow
+    count = byte(raw, at + 1) * 256 + byte(raw, at + 2)
+    at = at + 2
+  end
+  local prints, buckets, reasons, deltas, starts = {}, {}, {}, {}, {}
+  for i = 1, count do
+    local start
+    start, prints[i], buckets[i], reasons[i] = unpack_limit(raw, 3, at + 1)
+    local d = {unpack_limit(raw, byte(raw, start + 3), start + 3)} -- Cause has more than 15 fields: array 16
+    starts[i], deltas[i], at = start, d, d[1]
+  end
+  local _, auto_create, window_ms = unpack_limit(raw, 2, at)
+  return source, auto_create, window_ms, prints, buckets, reasons, deltas, starts
+end
+
 -- cmd = {source, deltas {{fingerprint, bucket, reject_reason, cause}, ...}, auto_create, event_window_ms}
 -- reply = {status, version, results, details {{index, result, reason, expected}, ...}}
 function Deltas.apply(keys, args)
-  local cmd = unpack_msg(args[2])
+  local raw = args[2]
+  local source, auto_create, window_ms, prints, buckets, reasons, deltas, starts = read_call(raw)
   local ctx, fenced = Log.open(keys, args)
   if not ctx then return fenced end
   Holds.expire(ctx, 4)
-  local source, deltas = cmd[1], cmd[2]
   local txn = Txn.new()
   local results, details, causes, declared = {}, {}, {}, {}
   ctx.oversold, ctx.released, ctx.holds = {}, {}, {}
   if #deltas == 0 then stream_of(ctx, source, '') end -- a heartbeat
-  for i, entry in ipairs(deltas) do
-    local d = entry[4]
+  for i = 1, #deltas do
+    local d = deltas[i]
     local result, reason, expected
     if d[SEQUENCE] > 0 then
-      result, reason, expected = judge_sequence(ctx, source, stream_of(ctx, source, d[STREAM]), d[SEQUENCE], entry[1])
+      result, reason, expected = judge_sequence(ctx, source, stream_of(ctx, source, d[STREAM]), d[SEQUENCE], prints[i])
     elseif d[EVENT_ID] ~= '' then
       stream_of(ctx, source, d[STREAM])
-      result, reason = judge_event(ctx, source, d[EVENT_ID], entry[2], entry[1], d[OCCURRED_US], cmd[4])
+      result, reason = judge_event(ctx, source, d[EVENT_ID], buckets[i], prints[i], d[OCCURRED_US], window_ms)
     end
-    if not result and entry[3] ~= '' then result, reason = REJECTED, entry[3] end
+    if not result and reasons[i] ~= '' then result, reason = REJECTED, reasons[i] end
     if not result then
-      result, reason = apply(ctx, txn, source, d, cmd[3], declared)
+      result, reason = apply(ctx, txn, source, d, auto_create, declared)
       if result ~= REJECTED and d[EVENT_ID] ~= '' and d[SEQUENCE] == 0 then
         ctx.events = ctx.events or {}
-        ctx.events[pair(source, d[EVENT_ID])] = {entry[2], entry[1]}
+        ctx.events[pair(source, d[EVENT_ID])] = {buckets[i], prints[i]}
       end
     end
     if result then
       details[#details + 1] = {i - 1, result, reason or '', expected or 0}
     else
       result = APPLIED
-      causes[#causes + 1] = d
+      causes[#causes + 1] = sub(raw, starts[i] + 1, d[1])
     end
     results[i] = result
   end
@@ -298,7 +349,8 @@ function Deltas.apply(keys, args)
   local marks = {}
   for _, name in ipairs(sorted_keys(ctx.streams or {})) do marks[#marks + 1] = {name, ctx.streams[name].row[1]} end
   Log.emit(ctx, txn, KIND_DELTAS, NOBODY, positions,
-    array(6) .. pack(source, causes, marks, declared, ctx.released, ctx.oversold))
+    ARRAY[6] .. pack(source) .. struct_pack('>BI2', 0xdc, #causes) .. concat(causes)
+      .. pack(marks, declared, ctx.released, ctx.oversold))
   return pack({'OK', Log.version(ctx), results, details})
 end
 
@@ -329,4 +381,6 @@ function Deltas.stream(keys, args)
   Requests.remember(ctx, txn, req, 'OK', version)
   Log.emit(ctx, txn, KIND_STREAM, req, {}, pack({cmd[2], cmd[3], cmd[4], row[1], cmd[6]}))
   return pack({'OK', version, false, row, ctx.clock})
+end
+
 end

@@ -2,7 +2,8 @@
 -- allow-oom: what gives stock back or records facts must work when memory is full; reserving must not.
 
 local function bind()
-  pack, unpack_msg, struct_pack, struct_unpack = cmsgpack.pack, cmsgpack.unpack, struct.pack, struct.unpack
+  pack, unpack_msg, unpack_limit = cmsgpack.pack, cmsgpack.unpack, cmsgpack.unpack_limit
+  struct_pack, struct_unpack, concat = struct.pack, struct.unpack, table.concat
   sub, byte, find, match, format = string.sub, string.byte, string.find, string.match, string.format
   int_format = format('%d', 2^53) == '9007199254740992' and '%d' or '%.0f' -- %d is faster, where it has 64 bits
   floor, ceil, max, min, abs = math.floor, math.ceil, math.max, math.min, math.abs
