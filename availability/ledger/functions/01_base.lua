@@ -27,7 +27,7 @@ end
 local function sorted_keys(t)
   local names = {}
   for name in pairs(t) do names[#names + 1] = name end
-  table.sort(names, before)
+  if names[2] then table.sort(names, before) end
   return names
 end
 

@@ -36,6 +36,12 @@ function Txn:field(key, field, new, old)
   return self:put('HSET', key, field, new, old)
 end
 
+-- Set or delete (new == false) one hash field, where the call changes few of that key; `old` as below.
+function Txn:change(key, field, new, old)
+  if new == old then return end
+  if new then self:put('HSET', key, field, new, old) else self:put('HDEL', key, field, false, old) end
+end
+
 -- Set a hash field (new == false deletes it); `old` is its value before, false where absent. Fields of one key
 -- travel together.
 function Txn:hash(key, field, new, old)

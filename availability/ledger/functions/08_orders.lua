@@ -53,10 +53,14 @@ end
 function Orders.facts(o, sku)
   local f = o.skus[sku]
   if not f then
-    local raw = call('HGET', o.key, 's' .. sku)
-    f = {raw = raw, facts = raw and unpack_msg(raw) or {{}, {}, {}, {}, {}, ''}}
-    f.committed_raw = next(f.facts[COMMITTED]) and pack(f.facts[COMMITTED]) or false
-    f.waived_raw = Orders.waived_raw(f.facts)
+    local raw = o.raw and call('HGET', o.key, 's' .. sku) -- "m" comes with the first sku
+    if raw then
+      local facts = unpack_msg(raw)
+      f = {raw = raw, facts = facts, waived_raw = Orders.waived_raw(facts),
+        committed_raw = next(facts[COMMITTED]) and pack(facts[COMMITTED]) or false}
+    else
+      f = {raw = false, facts = {{}, {}, {}, {}, {}, ''}, waived_raw = false, committed_raw = false}
+    end
     o.skus[sku] = f
   end
   return f.facts
@@ -106,18 +110,28 @@ local function add_to(t, node, q)
   t[node] = (t[node] or 0) + q
 end
 
+-- A group of one line: it reads what the line keeps.
+local function group_of(l, cancel)
+  local allocated = l[ALLOCATED]
+  if next(allocated) then
+    allocated = {}
+    for node, a in pairs(l[ALLOCATED]) do allocated[node] = a[1] end
+  end
+  return {own = l[OWN], word = word_of(l, cancel), sourced = l[SOURCED], allocated = allocated, shipped = l[SHIPPED]}
+end
+
 -- Lines that are judged together: all of a sku where any fact came without a line, else each by itself.
 local function groups_of(facts, cancel)
-  local together = false
-  for _, l in ipairs(facts[LINES]) do
-    if l[1] == '' then together = true end
+  local lines, groups, together = facts[LINES], {}, false
+  for i = 1, #lines do
+    if lines[i][1] == '' then together = true end
   end
-  local groups, g = {}, nil
-  for _, l in ipairs(facts[LINES]) do
-    if not g or not together then
-      g = {own = 0, sourced = {}, allocated = {}, shipped = {}}
-      groups[#groups + 1] = g
-    end
+  if not together or not lines[2] then
+    for i = 1, #lines do groups[i] = group_of(lines[i], cancel) end
+    return groups
+  end
+  local g = {own = 0, sourced = {}, allocated = {}, shipped = {}}
+  for _, l in ipairs(lines) do
     g.own = g.own + l[OWN]
     local word = word_of(l, cancel)
     if word then g.word = (g.word or 0) + word end
@@ -125,12 +139,17 @@ local function groups_of(facts, cancel)
     for node, a in pairs(l[ALLOCATED]) do add_to(g.allocated, node, a[1]) end
     for node, q in pairs(l[SHIPPED]) do add_to(g.shipped, node, q) end
   end
+  groups[1] = g
   return groups
 end
 
 -- One group: what it commits where facts name a node (added to `committed`), and the units no fact gives a node.
 local function confirm(g, committed)
   local shipped, allocated, excess = 0, 0, 0
+  if not next(g.allocated) and not next(g.sourced) then -- no fact names a node: nothing to weigh
+    for _, q in pairs(g.shipped) do shipped = shipped + q end
+    return max(0, (g.word or g.own) - shipped)
+  end
   for node, q in pairs(g.shipped) do
     shipped = shipped + q
     excess = excess + max(0, q - (g.allocated[node] or 0))
@@ -175,9 +194,10 @@ end
 
 -- Units of the order's holds that its own facts count already: the source's quantity (or the allocations), less
 -- what our own commits explain. Second result: the source has said a quantity, so that a commit adds nothing.
-function Orders.covered(facts, cancel)
+-- `groups`: those of the facts, where the caller has them.
+function Orders.covered(facts, cancel, groups)
   local wanted, own, spoken, said = 0, 0, false, cancel and #facts[LINES] == 0 or false
-  for _, g in ipairs(groups_of(facts, cancel)) do
+  for _, g in ipairs(groups or groups_of(facts, cancel)) do
     own = own + g.own
     if g.word then
       wanted, spoken, said = wanted + g.word, true, true
@@ -245,6 +265,7 @@ local function waive(facts, covered, committed)
 end
 
 local function move(ctx, sku, field, old, new, sign)
+  if not next(old) and not next(new) then return end
   local nodes = {}
   for node in pairs(old) do nodes[node] = true end
   for node in pairs(new) do nodes[node] = true end
@@ -264,7 +285,8 @@ function Orders.settle(ctx, o, sku)
   o.touched[sku] = true
   local committed, need = {}, 0
   local cancel = o.meta[CANCEL]
-  for _, g in ipairs(groups_of(facts, cancel)) do need = need + confirm(g, committed) end
+  local groups = groups_of(facts, cancel)
+  for i = 1, #groups do need = need + confirm(groups[i], committed) end
   local hint = hint_of(facts)
   local auto, have = {}, 0
   if hint ~= '' then
@@ -280,7 +302,7 @@ function Orders.settle(ctx, o, sku)
   end
   for _, a in ipairs(auto) do add_to(committed, a[1], a[2]) end
   move(ctx, sku, 'committed', facts[COMMITTED], committed, 1)
-  local waived = waive(facts, Orders.covered(facts, cancel), committed)
+  local waived = next(facts[HELD]) and waive(facts, Orders.covered(facts, cancel, groups), committed) or {}
   move(ctx, sku, 'reserved', facts[WAIVED], waived, -1)
   local oversold = 0
   if need > have then
@@ -317,12 +339,12 @@ function Orders.flush(ctx, txn)
   for _, o in pairs(ctx.orders) do
     for sku in pairs(o.touched) do
       local f = o.skus[sku]
-      local raw = pack(f.facts)
+      local raw, use_key = pack(f.facts), Positions.use_key(ctx, sku)
       txn:hash(o.key, 's' .. sku, raw, f.raw)
       local committed_raw = next(f.facts[COMMITTED]) and pack(f.facts[COMMITTED]) or false
-      txn:hash(Positions.use_key(ctx, sku), 'o' .. o.name, committed_raw, f.committed_raw)
+      txn:change(use_key, 'o' .. o.name, committed_raw, f.committed_raw)
       local waived_raw = Orders.waived_raw(f.facts)
-      txn:hash(Positions.use_key(ctx, sku), 'w' .. o.name, waived_raw, f.waived_raw)
+      txn:change(use_key, 'w' .. o.name, waived_raw, f.waived_raw)
       f.raw, f.committed_raw, f.waived_raw = raw, committed_raw, waived_raw
       o.dirty = true
     end
@@ -332,8 +354,7 @@ function Orders.flush(ctx, txn)
       o.meta[LAST_FACT] = ctx.clock
       local raw = pack(o.meta)
       txn:hash(o.key, 'm', raw, o.raw)
-      local zset = ctx.base .. 'ord_last'
-      txn:add({'ZADD', zset, int(ctx.clock), o.name}, o.last_fact_before)
+      txn:put('ZADD', ctx.base .. 'ord_last', ctx.clock, o.name, o.last_fact_before)
       o.raw, o.last_fact_before = raw, ctx.clock
     end
   end

@@ -203,11 +203,12 @@ function Reservations.commit(keys, args)
   end
   hold[ORDER_SOURCE], hold[ORDER_REF], hold[VERSION], hold[H_LINES], hold[CANCELLED] = source, ref, version, lines, cancelled
   Orders.flush(ctx, txn)
-  Holds.store(ctx, txn, id, hold, raw)
+  local lines_raw = pack(lines)
+  Holds.store(ctx, txn, id, hold, raw, lines_raw)
   Requests.remember(ctx, txn, req, 'COMMITTED', version, id, cancelled or nil)
   Log.emit(ctx, txn, KIND_COMMITTED, req, Positions.flush(ctx, txn),
-    pack({id, hold[H_CHANNEL], source, ref, lines, state == EXPIRED}))
-  return answer(ctx, 'COMMITTED', version, false, id, hold, nil, cancelled)
+    ARRAY[6] .. pack(id, hold[H_CHANNEL], source, ref) .. lines_raw .. pack(state == EXPIRED))
+  return answer(ctx, 'COMMITTED', version, false, id, hold, nil, cancelled, lines_raw)
 end
 
 -- Take {sku: units} out of hold lines. Returns lines taken, lines left, or nil where a sku has too few.
