@@ -158,6 +158,7 @@ class Order:
 
     words: dict[tuple[str, str], Word] = field(default_factory=dict)
     cancelled: Key | None = None
+    cancelled_skus: dict[str, Key] = field(default_factory=dict)
     allocated: dict[tuple[str, str], dict[str, Word]] = field(default_factory=dict)
     shipped: dict[tuple[str, str], Units] = field(default_factory=dict)
     sourced: dict[str, Units] = field(default_factory=dict)
@@ -167,12 +168,20 @@ class Order:
 
     def is_cancelled(self) -> bool:
         """Tell whether the whole order was cancelled and no line has been reopened since."""
-        reopened = any(word.quantity and not self.supersedes(word) for word in self.words.values())
+        reopened = any(
+            word.quantity and not self.supersedes(sku, word) for (_, sku), word in self.words.items()
+        )
         return self.cancelled is not None and not reopened
 
-    def supersedes(self, word: Word) -> bool:
-        """Tell whether the cancel of the whole order is later than a line's word."""
-        return self.cancelled is not None and word.key < self.cancelled
+    def cancel_of(self, sku: str) -> Key | None:
+        """The later cancel: of the whole order, or of all lines of the sku."""
+        told = [key for key in (self.cancelled, self.cancelled_skus.get(sku)) if key is not None]
+        return max(told, default=None)
+
+    def supersedes(self, sku: str, word: Word) -> bool:
+        """Tell whether a cancel is later than a line's word."""
+        cancelled = self.cancel_of(sku)
+        return cancelled is not None and word.key < cancelled
 
     def line_groups(self, sku: str) -> dict[str, list[str]]:
         """Name the groups in which the lines of a sku are evaluated: each line by itself, or all as one."""
@@ -197,9 +206,10 @@ class Order:
             for node, quantity in self.shipped.get((line, sku), {}).items():
                 shipped[node] = shipped.get(node, 0) + quantity
         ordered: int | None = None
-        spoken = bool(words) or self.cancelled is not None
-        if self.cancelled is not None:
-            ordered = sum(word.quantity for word in words if not self.supersedes(word))
+        cancelled = self.cancel_of(sku) is not None
+        spoken = bool(words) or cancelled
+        if cancelled:
+            ordered = sum(word.quantity for word in words if not self.supersedes(sku, word))
         elif words:
             ordered = sum(word.quantity for word in words)
         elif sourced:
@@ -747,7 +757,7 @@ class Model:
         """Put units that no fact places: at the node that the source's word named, else like a grant."""
         order = self.orders[name]
         words = [order.words[line, sku] for line in lines if (line, sku) in order.words]
-        named = [word.node for word in words if word.node and not order.supersedes(word)]
+        named = [word.node for word in words if word.node and not order.supersedes(sku, word)]
         if named:
             return [(named[0], rest)] if rest else []
         missing = rest - sum(units for _, units in auto)
@@ -858,6 +868,19 @@ class Model:
             self._release_carried(name, "")
             for sku in self._skus_of(order):
                 self._settle(name, sku)
+            return "APPLIED"
+        if delta.type == "ORDER_CANCELLED" and not delta.line:
+            told = order.cancelled_skus.get(delta.sku)
+            words = [latest for (_, sku), latest in order.words.items() if sku == delta.sku]
+            lines = {line for facts in (order.words, order.allocated, order.shipped) for line, sku in facts if sku == delta.sku}
+            lines |= {""} if order.sourced.get(delta.sku) else set()
+            if told is not None and word.key < told:
+                return "STALE"
+            if words and len(words) == len(lines) and all(word.key < latest.key for latest in words):
+                return "STALE"
+            order.cancelled_skus[delta.sku] = word.key
+            self._release_carried(name, delta.sku)
+            self._settle(name, delta.sku)
             return "APPLIED"
         if delta.type == "ORDER_ALLOCATED":
             latest = order.allocated.get(cell, {}).get(delta.node)

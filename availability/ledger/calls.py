@@ -216,6 +216,7 @@ class OrderSkuState(msgspec.Struct, array_like=True, frozen=True):
     committed: dict[str, int] | list[object]
     auto: list[tuple[str, int]]
     hint: str
+    cancel_key: list[object] | bool
 
 
 class OrderMeta(msgspec.Struct, array_like=True, frozen=True):

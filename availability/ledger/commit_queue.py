@@ -244,6 +244,7 @@ class CommitQueue:
                 if group:  # fenced: the epoch is known now
                     continue
             except LedgerUnreachable as error:
+                _LOG.warning("calls are sent again", calls=len(group), cause=str(error))
                 self._drop_connection()
                 if self._closed.is_set():
                     self._fail(group, error)

@@ -38,6 +38,7 @@ _RELIEF = frozenset({pb.DELTA_TYPE_SHIPMENT}) | _ORDER
 MESSAGES = {
     "CONFLICT": "the same event came before with other content",
     "UNKNOWN_NODE": "the node was never declared",
+    "TOO_MANY_NODES": "as many nodes as there may be are declared already",
     "EVENT_TOO_OLD": "older than event ids are remembered; an operator has to release it",
     "ORDER_CLOSED": "the order was closed long ago",
     "BALANCE_OUT_OF_RANGE": f"a balance would pass {BALANCE_ABS_MAX}",

@@ -77,6 +77,7 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
     "REQUEST_ID_TOO_OLD": (Reason.REQUEST_ID_TOO_OLD, "this request_id is older than ids are remembered"),
     "UNKNOWN_CHANNEL": (Reason.UNKNOWN_CHANNEL, "no such channel"),
     "UNKNOWN_NODE": (Reason.UNKNOWN_NODE, "no such node here"),
+    "TOO_MANY_NODES": (Reason.INVALID_REQUEST, "as many nodes as there may be are declared already"),
     "RESERVATION_NOT_FOUND": (
         Reason.RESERVATION_NOT_FOUND,
         "no such reservation, or it ended more than 24 h ago",

@@ -208,6 +208,9 @@ def _table(value: dict[str, int] | list[object]) -> dict[str, int]:
 def _order_lines(
     sku: str, facts: calls.OrderSkuState, cancel_key: list[object] | None
 ) -> list[pb.OrderLineFacts]:
+    own = facts.cancel_key
+    if isinstance(own, list) and (cancel_key is None or _later(own, cancel_key)):
+        cancel_key = own
     committed = dict(_table(facts.committed))
     lines = []
     for number, line in enumerate(sorted(facts.lines, key=lambda one: one.line.encode())):

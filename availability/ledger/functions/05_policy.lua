@@ -2,6 +2,7 @@
 
 local Policy = {}
 local ONLINE = 1
+local NODES_MAX = 2000 -- an all_nodes channel reads one position of each in one command
 
 -- Decoded policy, kept between calls under a name that no other content can have: the chain of the change that led
 -- to it. Filled from committed state only, and left at the first change.
@@ -15,6 +16,11 @@ local function keep_of(ctx)
     kept = {base = base, chain = chain, channels = {}, count = 0}
   end
   return kept
+end
+
+-- Whether one node more may be declared.
+function Policy.has_room(ctx)
+  return #Policy.node_table(ctx) < NODES_MAX
 end
 
 -- Every node as {name, state, safety_stock}, by name.
@@ -31,35 +37,33 @@ function Policy.node_table(ctx)
   return ctx.node_table
 end
 
--- Declare or replace a node. state is a NodeState array of record.py.
+-- Declare or replace a node. state is a NodeState array of record.py. Written by flush_nodes.
 function Policy.put_node(ctx, txn, state)
   if not ctx.policy_changed then -- what is kept belongs to the state before
     ctx.policy_changed, ctx.node_table, kept = true, false, {base = '', chain = '', channels = {}, count = 0}
   end
   local nodes, name = Policy.node_table(ctx), state[1]
-  local entry = {name, state[2], state[3]}
-  local place
-  for i, n in ipairs(nodes) do
-    if n[1] == name then place = i end
-  end
-  local key = ctx.base .. 'policy:node'
-  local old = place and call('HGET', key, name) or false
-  if place then
-    nodes[place] = entry
+  local key, known = ctx.base .. 'policy:node', ctx.nodes[name]
+  txn:hash(key, name, pack(state), known and call('HGET', key, name) or false)
+  if known then
+    known[2], known[3] = state[2], state[3]
   else
-    nodes[#nodes + 1] = entry
-    table.sort(nodes, function(a, b) return before(a[1], b[1]) end)
+    local low, high = 1, #nodes + 1 -- where it belongs by name
+    while low < high do
+      local middle = floor((low + high) / 2)
+      if before(nodes[middle][1], name) then low = middle + 1 else high = middle end
+    end
+    known = {name, state[2], state[3]}
+    table.insert(nodes, low, known)
+    ctx.nodes[name] = known
   end
-  ctx.nodes[name] = entry
-  local raw = pack(nodes)
-  txn:hash(key, name, pack(state), old)
-  ctx.node_table_dirty = raw
+  ctx.node_table_dirty = true
 end
 
 -- Write the table of nodes once, however many were declared.
 function Policy.flush_nodes(ctx, txn)
   if ctx.node_table_dirty then
-    txn:hash(ctx.base .. 'policy:node', '', ctx.node_table_dirty, ctx.node_table_raw)
+    txn:hash(ctx.base .. 'policy:node', '', pack(ctx.node_table), ctx.node_table_raw)
   end
 end
 

@@ -1,19 +1,20 @@
 -- Orders: facts per order line, and the one pure function that says what a line commits at each node.
 --
 -- `ord:<order>` is a hash: "m" -> {cancel_key | false, channel, reservations, last_fact_ms, source, ref},
--- "s" .. sku -> facts = {lines, holds, waived, committed, auto, hint}:
+-- "s" .. sku -> facts = {lines, holds, waived, committed, auto, hint, cancel}:
 --   lines      {{line, own, word (-1: none), word_key | false, sourced {node: q}, allocated {node: {q, key}}, shipped {node: q},
 --              node that the word names}, ...}
 --   holds      {reservation: {{node, q}, ...}} of active holds that carry the order
 --   waived     {node: q} of these holds that do not count, because the order's own facts count them already
 --   committed  {node: q} as it stands in the positions
 --   auto       {{node, q}, ...} where the ledger sourced what no fact gives a node
+--   cancel     key of the word that cancelled all lines of the sku, or false
 --   hint       node named by the latest word, or '': what no other fact gives a node then sits there
 -- "z" -> '1' for a closed order whose facts are gone: later facts are refused. Links of orders get "l".
 
 local Orders = {}
 local OWN, WORD, WORD_KEY, SOURCED, ALLOCATED, SHIPPED, WORD_NODE = 2, 3, 4, 5, 6, 7, 8
-local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT = 1, 2, 3, 4, 5, 6
+local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT, SKU_CANCEL = 1, 2, 3, 4, 5, 6, 7
 local CANCEL, CHANNEL, RESERVATIONS, LAST_FACT = 1, 2, 3, 4
 local RESERVATIONS_KEPT = 200
 
@@ -59,7 +60,7 @@ function Orders.facts(o, sku)
       f = {raw = raw, facts = facts, waived_raw = Orders.waived_raw(facts),
         committed_raw = next(facts[COMMITTED]) and pack(facts[COMMITTED]) or false}
     else
-      f = {raw = false, facts = {{}, {}, {}, {}, {}, ''}, waived_raw = false, committed_raw = false}
+      f = {raw = false, facts = {{}, {}, {}, {}, {}, '', false}, waived_raw = false, committed_raw = false}
     end
     o.skus[sku] = f
   end
@@ -87,6 +88,26 @@ function Orders.line(facts, name)
   return l
 end
 
+-- The later of two cancels; false where there is none.
+local function cancel_of(facts, order_cancel)
+  local own = facts[SKU_CANCEL]
+  if not own or (order_cancel and Orders.key_less(own, order_cancel)) then return order_cancel end
+  return own
+end
+
+-- A source cancels all lines of a sku. Returns true where it has said something later already.
+function Orders.cancel_sku(o, sku, key)
+  local facts = Orders.facts(o, sku)
+  if facts[SKU_CANCEL] and not Orders.key_less(facts[SKU_CANCEL], key) then return true end
+  local later = #facts[LINES] > 0
+  for _, l in ipairs(facts[LINES]) do
+    later = later and l[WORD_KEY] and not Orders.key_less(l[WORD_KEY], key) or false
+  end
+  if later then return true end
+  facts[SKU_CANCEL] = key
+  return false
+end
+
 -- What the source says of a line's quantity, a cancelled order included; nil where it has not spoken.
 local function word_of(l, cancel)
   if l[WORD_KEY] and (not cancel or Orders.key_less(cancel, l[WORD_KEY])) then return l[WORD] end
@@ -99,8 +120,9 @@ function Orders.is_cancelled(o)
   local cancel = o.meta[CANCEL]
   if not cancel then return false end
   for _, sku in ipairs(Orders.every_sku(o)) do
-    for _, l in ipairs(Orders.facts(o, sku)[LINES]) do
-      if (word_of(l, cancel) or 0) > 0 then return false end
+    local facts = Orders.facts(o, sku)
+    for _, l in ipairs(facts[LINES]) do
+      if (word_of(l, cancel_of(facts, cancel)) or 0) > 0 then return false end
     end
   end
   return true
@@ -122,6 +144,7 @@ end
 
 -- Lines that are judged together: all of a sku where any fact came without a line, else each by itself.
 local function groups_of(facts, cancel)
+  cancel = cancel_of(facts, cancel)
   local lines, groups, together = facts[LINES], {}, false
   for i = 1, #lines do
     if lines[i][1] == '' then together = true end
@@ -196,7 +219,7 @@ end
 -- what our own commits explain. Second result: the source has said a quantity, so that a commit adds nothing.
 -- `groups`: those of the facts, where the caller has them.
 function Orders.covered(facts, cancel, groups)
-  local wanted, own, spoken, said = 0, 0, false, cancel and #facts[LINES] == 0 or false
+  local wanted, own, spoken, said = 0, 0, false, cancel_of(facts, cancel) and #facts[LINES] == 0 or false
   for _, g in ipairs(groups or groups_of(facts, cancel)) do
     own = own + g.own
     if g.word then
@@ -325,14 +348,21 @@ function Orders.settle(ctx, o, sku)
   return oversold
 end
 
-function Orders.remember_reservation(o, id)
+function Orders.remember_reservation(ctx, o, id)
   local list = o.meta[RESERVATIONS]
   for _, known in ipairs(list) do
     if known == id then return end
   end
   list[#list + 1] = id
-  if #list > RESERVATIONS_KEPT then table.remove(list, 1) end
   o.dirty = true
+  if #list <= RESERVATIONS_KEPT then return end
+  for i, known in ipairs(list) do -- the oldest that has ended: a cancel must find the active ones
+    local raw = call('GET', ctx.base .. 'res:' .. known)
+    if known ~= id and not (raw and unpack_msg(raw)[1] == 1) then
+      table.remove(list, i)
+      return
+    end
+  end
 end
 
 function Orders.flush(ctx, txn)

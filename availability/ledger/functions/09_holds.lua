@@ -1,7 +1,7 @@
 -- Holds: the stored reservation and what its life does to positions.
 --
 -- `res:<id>` is {state, channel, order_source, order_ref, create_ms, due_ms, version, end_ms, created (wall ms),
--- order_cancelled, lines}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}}, ...}. Active ones have no TTL: only a ledger
+-- order_cancelled, lines, node asked for or ''}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}}, ...}. Active ones have no TTL: only a ledger
 -- event ends them. Deadlines stand in `due`, ended ones in `ended:<state>` until they are forgotten.
 
 local Holds = {}
@@ -18,7 +18,7 @@ end
 
 -- Store a hold. `lines` is packed, where the caller has it so.
 function Holds.store(ctx, txn, id, hold, old_raw, lines)
-  local raw = ARRAY[11] .. pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES]))
+  local raw = ARRAY[12] .. pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES])) .. pack(hold[12])
   txn:put('SET', ctx.base .. 'res:' .. id, raw, false, old_raw)
 end
 

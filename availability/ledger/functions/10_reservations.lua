@@ -84,7 +84,7 @@ function Reservations.reserve(keys, args)
   local status = #shortages > 0 and 'PARTIAL' or 'RESERVED'
   local txn, version = Txn.new(), Log.next_version(ctx)
   local due = ctx.clock + hold_ms
-  local hold = {ACTIVE, channel_name, order_source, order_ref, ctx.clock, due, version, 0, ctx.now, false, granted}
+  local hold = {ACTIVE, channel_name, order_source, order_ref, ctx.clock, due, version, 0, ctx.now, false, granted, node or ''}
   local order = Holds.order_of(ctx, hold)
   if order and order.closed then return refuse(ctx, req, 'ORDER_CLOSED') end
   for i = 1, #granted do
@@ -93,7 +93,7 @@ function Reservations.reserve(keys, args)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   if order then
-    Orders.remember_reservation(order, id)
+    Orders.remember_reservation(ctx, order, id)
     Orders.flush(ctx, txn)
   end
   local lines = pack(granted)
@@ -138,7 +138,7 @@ local function anew(ctx, hold, order)
     for _, src in ipairs(line[3]) do units = units + src[2] end
     local covered, said = Orders.covered(Orders.facts(order, line[1]), order.meta[1])
     local s = Positions.read(ctx, line[1], channel)
-    local can, places = Sourcing.grantable(ctx, channel, s)
+    local can, places = Sourcing.grantable(ctx, channel, s, hold[12] ~= '' and hold[12] or nil)
     if said or covered >= units then
       lines[#lines + 1] = line
     elseif units - covered > can then
@@ -194,7 +194,7 @@ function Reservations.commit(keys, args)
     if carried and carried ~= order then Orders.settle(ctx, carried, sku) end
     Orders.settle(ctx, order, sku)
   end
-  Orders.remember_reservation(order, id)
+  Orders.remember_reservation(ctx, order, id)
   if state == EXPIRED then
     txn:put('ZREM', ctx.base .. 'ended:' .. EXPIRED, id, false, hold[END_MS])
     Holds.archive(ctx, txn, id, hold, COMMITTED_STATE)

@@ -229,9 +229,16 @@ local order_types = {
   end,
   [ORDER_CANCELLED] = function(ctx, txn, order, d, key)
     if d[SKU] ~= '' then
-      local stale = say_quantity(ctx, txn, order, d, key, 0)
-      if not stale then release_holds(ctx, txn, order, d[SKU]) end
-      return stale
+      local stale
+      if d[LINE] ~= '' then
+        stale = say_quantity(ctx, txn, order, d, key, 0)
+      else
+        stale = Orders.cancel_sku(order, d[SKU], key)
+        if not stale then settle(ctx, order, d[SKU]) end
+      end
+      if stale then return STALE end
+      release_holds(ctx, txn, order, d[SKU])
+      return nil
     end
     if order.meta[1] and not Orders.key_less(order.meta[1], key) then return STALE end
     order.meta[1] = key
@@ -248,21 +255,11 @@ local function ship(ctx, order, d)
   settle(ctx, order, d[SKU])
 end
 
--- Apply one delta that is new. Returns nil, or STALE, or REJECTED and its reason. Nothing is changed unless nil.
-local function apply(ctx, txn, source, d, auto_create, declared)
+local function apply_known(ctx, txn, source, d)
   local type = d[TYPE]
-  local node = d[NODE]
-  if node ~= '' then
-    if not ctx.nodes then Policy.node_table(ctx) end
-    if not ctx.nodes[node] then
-      if not auto_create then return REJECTED, 'UNKNOWN_NODE' end
-      local state = {node, 1, 0, Log.next_version(ctx), source, 'declared by its first delta', ctx.clock}
-      Policy.put_node(ctx, txn, state)
-      declared[#declared + 1] = state
-    end
-  end
+  local of_order = type == SHIPMENT or order_types[type]
   local order
-  if d[O_REF] ~= '' then
+  if of_order and d[O_REF] ~= '' then
     order = Orders.open(ctx, d[O_SOURCE], d[O_REF])
     if order.closed then return REJECTED, 'ORDER_CLOSED' end
   end
@@ -270,11 +267,28 @@ local function apply(ctx, txn, source, d, auto_create, declared)
   if change then
     local why = change(ctx, d, d[QUANTITY])
     if why then return REJECTED, why end
-    if type == SHIPMENT and order then ship(ctx, order, d) end
+    if order then ship(ctx, order, d) end
     return nil
   end
-  if type ~= ORDER_CANCELLED and #Policy.node_table(ctx) == 0 then return REJECTED, 'UNKNOWN_NODE' end
+  if type ~= ORDER_CANCELLED and d[NODE] == '' and #Policy.node_table(ctx) == 0 then return REJECTED, 'UNKNOWN_NODE' end
   return order_types[type](ctx, txn, order, d, word_key(ctx, source, d))
+end
+
+-- Apply one delta that is new, and declare its node with it. Returns nil, or STALE, or REJECTED and its reason; then
+-- nothing is changed.
+local function apply(ctx, txn, source, d, auto_create, declared)
+  local node = d[NODE]
+  if not ctx.nodes then Policy.node_table(ctx) end
+  if node == '' or ctx.nodes[node] then return apply_known(ctx, txn, source, d) end
+  if not auto_create then return REJECTED, 'UNKNOWN_NODE' end
+  if not Policy.has_room(ctx) then return REJECTED, 'TOO_MANY_NODES' end
+  local result, reason = apply_known(ctx, txn, source, d)
+  if not result then
+    local state = {node, 1, 0, Log.next_version(ctx), source, 'declared by its first delta', ctx.clock}
+    Policy.put_node(ctx, txn, state)
+    declared[#declared + 1] = state
+  end
+  return result, reason
 end
 
 -- Read the call piece by piece: causes go into the log as the bytes that came, and one table a delta is what reading
@@ -367,10 +381,15 @@ function Deltas.stream(keys, args)
   local key = ctx.base .. 'src:' .. cmd[2]
   local raw = call('HGET', key, cmd[3])
   if found then return pack({found[1], found[2], true, raw and unpack_msg(raw) or false, ctx.clock}) end
-  if not raw then return pack({'STREAM_NOT_FOUND', Log.version(ctx), false, false, 0}) end
-  local row = unpack_msg(raw)
+  local row = raw and unpack_msg(raw)
+  local refused = not raw and 'STREAM_NOT_FOUND' or (cmd[4] == 'SKIP_GAP' and cmd[5] <= row[1] and 'SEQUENCE_SETTLED')
+  if refused then
+    local quiet = Txn.new()
+    Requests.remember(ctx, quiet, req, refused, Log.version(ctx))
+    Log.quiet(ctx, quiet)
+    return pack({refused, Log.version(ctx), false, row, ctx.clock})
+  end
   if cmd[4] == 'SKIP_GAP' then
-    if cmd[5] <= row[1] then return pack({'SEQUENCE_SETTLED', Log.version(ctx), false, row, ctx.clock}) end
     row[1] = cmd[5] - 1
     if row[3] <= row[1] then row[3], row[4] = 0, 0 end
   else

@@ -14,7 +14,7 @@ local function need_nodes(ctx, txn, names, auto_create, author, body)
   Policy.node_table(ctx)
   for _, name in ipairs(names) do
     if not ctx.nodes[name] then
-      if not auto_create then return 'UNKNOWN_NODE', name end
+      if not auto_create or not Policy.has_room(ctx) then return 'UNKNOWN_NODE', name end
       local state = {name, 1, 0, Log.next_version(ctx), author, 'declared by a policy', ctx.clock}
       Policy.put_node(ctx, txn, state)
       body[2][#body[2] + 1] = state
@@ -73,6 +73,7 @@ local writers = {
   node = function(ctx, txn, v, req, reason, body)
     Policy.node_table(ctx)
     local known = ctx.nodes[v[1]]
+    if not known and not Policy.has_room(ctx) then return 'TOO_MANY_NODES', v[1] end
     local state = stamp(ctx, {v[1], v[2], known and known[3] or 0}, req, reason)
     Policy.put_node(ctx, txn, state)
     body[2][1] = state

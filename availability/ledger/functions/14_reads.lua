@@ -83,7 +83,7 @@ function Reads.reservation(keys, args)
 end
 
 -- ARGV[1] = packed {state (0: by order), order_source, order_ref, score, id, count}: those after (score, id).
--- reply = {packed views, scores}; a page may be shorter than count where ids were forgotten meanwhile.
+-- reply = {views, scores}
 function Reads.reservations(keys, args)
   local ctx = clocks(keys)
   local q = unpack_msg(args[1])
@@ -98,7 +98,9 @@ function Reads.reservations(keys, args)
   if q[1] == 0 then
     local raw = call('HGET', ctx.base .. 'ord:' .. pair(q[2], q[3]), 'm')
     local ids = raw and unpack_msg(raw)[3] or {}
-    for i = q[4] + 1, min(#ids, q[4] + q[6]) do show(ids[i], i) end
+    for i = q[4] + 1, #ids do
+      if #views < q[6] then show(ids[i], i) end
+    end
     return pack({views, scores})
   end
   local key = ctx.base .. (q[1] == 1 and 'due' or 'ended:' .. q[1])
