@@ -872,7 +872,12 @@ class Model:
         if delta.type == "ORDER_CANCELLED" and not delta.line:
             told = order.cancelled_skus.get(delta.sku)
             words = [latest for (_, sku), latest in order.words.items() if sku == delta.sku]
-            lines = {line for facts in (order.words, order.allocated, order.shipped) for line, sku in facts if sku == delta.sku}
+            lines = {
+                line
+                for facts in (order.words, order.allocated, order.shipped)
+                for line, sku in facts
+                if sku == delta.sku
+            }
             lines |= {""} if order.sourced.get(delta.sku) else set()
             if told is not None and word.key < told:
                 return "STALE"
