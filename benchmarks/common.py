@@ -67,7 +67,7 @@ class Size:
     bootstrap_skus: int = 250_000
     deltas: int = 100_000
     lag_s: float = 15.0
-    history: int = 20_000  # reservations of the 1× history; ten times as many for 10×
+    history: int = 10_000  # reservations of the 1× history; ten times as many for 10×
 
 
 FULL = Size()

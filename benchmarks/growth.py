@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import statistics
 import time
 from collections.abc import Callable
 
@@ -143,15 +142,15 @@ def run(size: Size) -> list[Row]:
                     found["delta"][which].append(delta)
     rows = []
     for name, (one, ten) in found.items():
-        ratio = Rates(tuple(ten)).over(Rates(tuple(one)))
-        say(f"  {name}: {spread(ratio)}")
+        ratio = min(ten) / min(one)  # the least of the blocks: neighbours only add
+        say(f"  {name}: {ratio:.2f}, block by block {spread(Rates(tuple(ten)).over(Rates(tuple(one))))}")
         rows.append(
             Row(
                 measure=f"Redis's time a {name} after 10× ÷ 1× history",
-                figure=f"{statistics.median(ten):.1f} µs ÷ {statistics.median(one):.1f} µs",
-                ratio=ratio[0],
+                figure=f"{min(ten):.1f} µs ÷ {min(one):.1f} µs",
+                ratio=ratio,
                 target=f"≤ {GROWTH_MAX}",
-                met=ratio[0] <= GROWTH_MAX,
+                met=ratio <= GROWTH_MAX,
             )
         )
     return rows
