@@ -90,7 +90,8 @@ def _check_log(keys: Dump) -> None:
         previous = entry
 
 
-def _positions(keys: Dump) -> dict[tuple[str, str], tuple[int, ...]]:
+def positions_of(keys: Dump) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Give on_hand, quarantined, reserved, committed and safety stock of each (sku, node)."""
     found: dict[tuple[str, str], tuple[int, ...]] = {}
     for key, fields in keys.items():
         if key.startswith(BASE + "pos:"):
@@ -107,7 +108,7 @@ def _whole(keys: Dump) -> bool:
 
 
 def _check_positions(keys: Dump) -> None:
-    positions = _positions(keys)
+    positions = positions_of(keys)
     last: dict[tuple[str, str], tuple[int, ...]] = {}
     sums: dict[tuple[str, str], list[int]] = {}
     for entry in entries(keys):

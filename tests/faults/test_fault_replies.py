@@ -16,7 +16,7 @@ from availability.ledger.embedded import EmbeddedRedis
 from availability.ledger.record import Kind
 from availability.v1 import reservation_pb2 as res
 from availability.v1 import stock_pb2 as stk
-from tests.faults.audit import Dump, audit, check_ends, entries
+from tests.faults.audit import Dump, audit, check_ends, entries, positions_of
 from tests.faults.lab import BASE, Lab, Process, delta, new_folder, poll
 from tests.faults.proxy import Proxy
 from tests.model import Policy
@@ -75,7 +75,7 @@ def test_effects_are_distinct_request_ids_whatever_replies_are_lost(
     kinds = Counter(entry.record().kind for entry in entries(keys))
     assert kinds[Kind.RESERVED] == made
     assert kinds[Kind.COMMITTED] + kinds[Kind.RELEASED] == made
-    on_hand, _, reserved, committed = lab.position("a", "n1")
+    on_hand, _, reserved, committed, _ = positions_of(keys)["a", "n1"]
     assert on_hand == 10**6 + made
     assert reserved == 0
     assert committed == 2 * check_ends(keys)["committed"]
