@@ -241,7 +241,7 @@ class LogSettings(_Section):
         1_000_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Records that stay although every consumer has them.",
+        description="Records that stay while no consumer keeps a checkpoint.",
     )
     records_cap: int = Field(
         5_000_000,

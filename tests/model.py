@@ -767,10 +767,13 @@ class Model:
         else:
             every = by_name(self.nodes)
             nodes = [node for node in every if self.nodes[node].online]
-        put: Units = dict(auto)
+        put = list(auto)  # in the order of putting: the last is taken away first
         for source in self._take(sku, missing, nodes, (nodes or every)[:1]):
-            add(put, source.node, source.quantity)
-        return list(put.items())
+            if put and put[-1][0] == source.node:
+                put[-1] = (source.node, put[-1][1] + source.quantity)
+            else:
+                put.append((source.node, source.quantity))
+        return put
 
     def _write_committed(self, order: Order, sku: str, placed: list[Units]) -> None:
         units: Units = {}
