@@ -20,12 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LUA = "availability/ledger/functions/"
 TESTS = (
-    "tests/test_formula.py",
-    "tests/test_model.py",
     "tests/test_baskets.py",
+    "tests/test_formula.py",
+    "tests/test_linearizability.py",
     "tests/test_orders_property.py",
     "tests/test_state_machine.py",
-    "tests/test_linearizability.py",
+    "tests/faults/test_fault_functions.py",
     "tests/faults",
 )
 SECONDS_MAX = 900
