@@ -98,8 +98,13 @@ def serving(*arguments: str) -> Iterator[Server]:
     ready = folder / "ready.json"
     command = [sys.executable, "-m", "availability", "serve", "--embedded", "--no-auth"]
     command += ["--listen", "127.0.0.1:0", "--data-dir", str(folder / "data"), "--ready-file", str(ready)]
+    # On a busy machine Redis may stall for seconds; calls sent again meanwhile would answer DUPLICATE, truly, to deltas
+    # that no test sent twice. What lost replies do is the fault suite's.
+    environment = {**os.environ, "AVAIL_REDIS__SOCKET_TIMEOUT_MS": "20000"}
     with log.open("wb") as out:
-        process = subprocess.Popen([*command, *arguments], stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, *arguments], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
     try:
         told = _wait_until_ready(process, ready, log)
         server = Server(told["grpc"], told["redis"], log, process)
