@@ -47,22 +47,18 @@ class AvailabilityHandlers:
         check_id(sku, "sku")
         age_ms, degraded = self._freshness.check(request, ctx)
         value = self._replica.get(channel, sku)
-        nodes: list[pb.NodeAvailability] = []
+        # Filled in place: messages that are handed to a constructor are copied, which takes twice as long.
+        response = pb.GetAvailabilityResponse()
+        found = response.availability
+        found.sku, found.channel = sku, channel
+        found.sellable_quantity = value.sellable
+        found.state = value.state  # type: ignore[assignment]  # a plain int, as protobuf takes it
+        as_of = found.as_of
+        as_of.version, as_of.age_ms, as_of.degraded = str(value.version), age_ms, degraded
         if request.include_nodes:
-            nodes = [
-                pb.NodeAvailability(node=n.node, free_quantity=n.free, sellable_quantity=n.sellable)
-                for n in self._replica.nodes(channel, sku)
-            ]
-        return pb.GetAvailabilityResponse(
-            availability=pb.Availability(
-                sku=sku,
-                channel=channel,
-                sellable_quantity=value.sellable,
-                state=value.state,  # type: ignore[arg-type]  # a plain int, as protobuf takes it
-                nodes=nodes,
-                as_of=AsOf(version=str(value.version), age_ms=age_ms, degraded=degraded),
-            )
-        )
+            for n in self._replica.nodes(channel, sku):
+                found.nodes.add(node=n.node, free_quantity=n.free, sellable_quantity=n.sellable)
+        return response
 
     def batch_get_availability(
         self, request: pb.BatchGetAvailabilityRequest, ctx: CallContext
