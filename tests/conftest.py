@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from tests.wire import Service
 
@@ -85,6 +86,10 @@ class Server:
 
     def log_tail(self) -> str:
         return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+# For planted_bugs.py: that a test fails is enough, the smallest example is not looked for.
+settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.reuse, Phase.generate))
 
 
 _running: list[Server] = []

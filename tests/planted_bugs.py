@@ -20,11 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LUA = "availability/ledger/functions/"
 TESTS = (
-    "tests/test_baskets.py",
     "tests/test_formula.py",
+    "tests/test_state_machine.py",
+    "tests/test_baskets.py",
     "tests/test_linearizability.py",
     "tests/test_orders_property.py",
-    "tests/test_state_machine.py",
     "tests/faults/test_fault_functions.py",
     "tests/faults",
 )
@@ -77,7 +77,17 @@ def _broken_copy(bug: Bug, folder: Path) -> None:
 def _caught_by(folder: Path) -> str:
     """Return the test that failed, or ''."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-profile=unshrunk",
+        *TESTS,
+    ]
     ended = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
     )
