@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 LUA = "availability/ledger/functions/"
 TESTS = (
     "tests/test_formula.py",
+    "tests/test_order_cancel.py",
     "tests/test_state_machine.py",
     "tests/test_baskets.py",
     "tests/test_linearizability.py",
