@@ -874,7 +874,10 @@ class Model:
             return "APPLIED"
         if delta.type == "ORDER_CANCELLED" and not delta.line:
             told = order.cancelled_skus.get(delta.sku)
-            words = [latest for (_, sku), latest in order.words.items() if sku == delta.sku]
+            if told is not None and word.key < told:
+                return "STALE"
+            # Kept even where every line known so far was ordered again later: another may come with an older word.
+            order.cancelled_skus[delta.sku] = word.key
             lines = {
                 line
                 for facts in (order.words, order.allocated, order.shipped)
@@ -882,11 +885,9 @@ class Model:
                 if sku == delta.sku
             }
             lines |= {""} if order.sourced.get(delta.sku) else set()
-            if told is not None and word.key < told:
+            words = [order.words.get((line, delta.sku)) for line in lines]
+            if words and all(latest is not None and word.key < latest.key for latest in words):
                 return "STALE"
-            if words and len(words) == len(lines) and all(word.key < latest.key for latest in words):
-                return "STALE"
-            order.cancelled_skus[delta.sku] = word.key
             self._release_carried(name, delta.sku)
             self._settle(name, delta.sku)
             return "APPLIED"

@@ -95,17 +95,17 @@ local function cancel_of(facts, order_cancel)
   return own
 end
 
--- A source cancels all lines of a sku. Returns true where it has said something later already.
+-- A source cancels all lines of a sku. Returns true where it has said something later already of each; it is kept even
+-- then, for another line may come with an older word.
 function Orders.cancel_sku(o, sku, key)
   local facts = Orders.facts(o, sku)
   if facts[SKU_CANCEL] and not Orders.key_less(facts[SKU_CANCEL], key) then return true end
+  facts[SKU_CANCEL] = key
   local later = #facts[LINES] > 0
   for _, l in ipairs(facts[LINES]) do
     later = later and l[WORD_KEY] and not Orders.key_less(l[WORD_KEY], key) or false
   end
-  if later then return true end
-  facts[SKU_CANCEL] = key
-  return false
+  return later
 end
 
 -- What the source says of a line's quantity, a cancelled order included; nil where it has not spoken.

@@ -234,7 +234,7 @@ local order_types = {
         stale = say_quantity(ctx, txn, order, d, key, 0)
       else
         stale = Orders.cancel_sku(order, d[SKU], key)
-        if not stale then settle(ctx, order, d[SKU]) end
+        settle(ctx, order, d[SKU])
       end
       if stale then return STALE end
       release_holds(ctx, txn, order, d[SKU])
