@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import gc
 import os
 import random
 import signal
@@ -58,6 +58,9 @@ READY_TIMEOUT_S = 120.0
 LEDGER_ANSWER_MAX_S = 5.0
 """Writes are NOT_SERVING once the ledger has not answered for so long; the sweep asks four times a second."""
 WATCHDOG_INTERVAL_S = 0.5
+YOUNG_OBJECTS = 20_000
+_BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
+_TWO_DIGITS = [high + low for high in _BASE32HEX for low in _BASE32HEX]
 
 
 class StartRefused(Exception):
@@ -171,7 +174,19 @@ def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServ
         where = RunningServer(
             grpc=_address(settings.listen, port), redis=_without_password(url), pid=os.getpid()
         )
+        _settle_memory()
         yield where, Watchdog(ledger, last_seen, redis_process)
+
+
+def _settle_memory() -> None:
+    """Take what start-up made out of the garbage collector's rounds, and let more gather between them.
+
+    The catalogue in memory never becomes garbage, and calls leave few cycles; walking through both again and again
+    cost a sixth of the processor time of a read.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 20, 50)
 
 
 class Watchdog:
@@ -226,6 +241,7 @@ def _ledger_settings(settings: Settings, url: str, profile: str, *, auto_create:
         ),
         queue=QueueSettings(
             group_max=settings.commit_queue.group_max,
+            gather_ms=settings.commit_queue.gather_ms,
             wait_replicas=redis.wait_replicas if profile == "ha-confirmed" else 0,
             wait_timeout_ms=redis.wait_timeout_ms,
         ),
@@ -354,8 +370,8 @@ def _grpc_server(
 
 def new_reservation_id() -> str:
     """Draw a reservation id: 26 characters, 48 bits of time first, so that ids sort by age."""
-    raw = int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10)
-    return base64.b32hexencode(raw).decode().rstrip("=").lower()
+    bits = int.from_bytes(int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10)) << 2
+    return "".join([_TWO_DIGITS[bits >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def _address(listen: str, port: int) -> str:

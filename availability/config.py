@@ -261,6 +261,9 @@ class CommitQueueSettings(_Section):
     """Group commit: writes that travel to the ledger together."""
 
     group_max: int = Field(100, ge=1, le=1_000, description="Ledger calls of one round trip.")
+    gather_ms: int = Field(
+        2, ge=0, le=100, description="Pause between round trips while calls come together, so that more do."
+    )
 
 
 class RetentionSettings(_Section):

@@ -96,6 +96,7 @@ class Replica:
         self._reason = "the replica has not read the ledger yet"
         self._resyncs = 0
         self._stop = threading.Event()
+        self._hurry = threading.Event()  # somebody waits: no pause now
         self._thread: threading.Thread | None = None
         self._follower = Follower(
             reader,
@@ -120,6 +121,7 @@ class Replica:
     def stop(self, timeout_s: float = 5.0) -> None:
         """Stop following; memory goes on answering and its age grows."""
         self._stop.set()
+        self._hurry.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
             self._thread = None
@@ -137,8 +139,8 @@ class Replica:
     def _run(self) -> None:
         while not self._stop.is_set():
             pause = self.step()
-            if pause:
-                self._stop.wait(pause)
+            if pause and self._hurry.wait(pause):
+                self._hurry.clear()
 
     @property
     def version(self) -> Version:
@@ -242,6 +244,7 @@ class Replica:
                 left = deadline_monotonic - self._monotonic()
                 if left <= 0:
                     return False
+                self._hurry.set()
                 self._advanced.wait(left)
 
     # --- What is set -------------------------------------------------------------------------------------

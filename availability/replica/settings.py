@@ -17,8 +17,9 @@ class ReplicaSettings:
     """Skus of one bootstrap page."""
     batch_records: int = 1_000
     """Most records folded into one recompute."""
-    gather_ms: int = 2
-    """Pause after a read that did not fill a batch, so that the next one brings more: it is part of the lag."""
+    gather_ms: int = 5
+    """Pause after a read that did not fill a batch, so that the next one brings more. It is part of the lag, but not
+    for those who wait for a version: that ends the pause."""
     block_ms: int = 250
     """How long a read of the log waits, and so the age of an idle replica: far below max_staleness."""
     verify_skus: int = 64

@@ -40,7 +40,7 @@ from availability.service.auth import Authenticator, NoAuth, Principal, require_
 from availability.service.context import CallContext
 from availability.service.failures import as_service_error, grpc_status, overloaded
 from availability.service.health import Health
-from availability.service.later import Later
+from availability.service.later import Answers, Later
 from availability.service.pool import LendingPool
 from availability.service.rpcs import PACKAGE, RPCS, Rpc, check_table
 
@@ -244,6 +244,7 @@ class _Pipeline:
         self._admission = admission
         self._options = options
         self._metrics = metrics
+        self._answers = Answers(pool)
         self._own_pools: list[ThreadPoolExecutor] = []
         self._silent: dict[int, tuple[grpc.ServicerContext, float]] = {}
         self._ended = threading.Event()
@@ -360,7 +361,7 @@ class _Pipeline:
         """Like `_unary`, but an answer that is owed (`Later`) holds no thread: it is sent when it comes."""
         observe = self._metrics.observer(rpc.path)
         run = self._begun(rpc, handler, decode)
-        clock, submit = time.perf_counter, self._pool.submit
+        clock, answers = time.perf_counter, self._answers
 
         def behaviour(
             requests: Iterator[bytes], grpc_context: grpc.ServicerContext, _send: Callable[[Any], None]
@@ -396,7 +397,7 @@ class _Pipeline:
                 fail(error)
             else:
                 if isinstance(result, Later):
-                    result.on_done(lambda: submit(answer, result))
+                    result.on_done(lambda: answers.put(answer, result))
                 else:
                     answer(result)
 

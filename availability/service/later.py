@@ -6,13 +6,21 @@ writes return this instead of a message. Who tells: the commit queue's thread, s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from concurrent.futures import Executor
+from typing import Any, Generic, TypeVar
+
+import structlog
 
 from availability.ledger.commit_queue import Pending
 from availability.service.ledger_calls import ledger_failures
 
 T = TypeVar("T")
+
+ANSWERS_MAX = 32
+"""Answers that one task of the pool gives before another gets the thread."""
+_LOG = structlog.get_logger(__name__)
 
 
 class Later(Generic[T]):
@@ -33,3 +41,42 @@ class Later(Generic[T]):
         with ledger_failures():
             reply = self._pending.wait()
         return self._finish(reply)
+
+
+class Answers:
+    """What is answered together: a group's answers come at once, and one task of a pool gives them all.
+
+    A task for each would wake a thread for each, which costs more than an answer.
+    """
+
+    def __init__(self, pool: Executor) -> None:
+        self._submit = pool.submit
+        self._waiting: deque[tuple[Callable[[Any], None], Any]] = (
+            deque()
+        )  # Any: each with its own type of answer
+        self._under_way = False
+
+    def put(self, answer: Callable[[T], None], owed: T) -> None:
+        """Have ``answer(owed)`` called on a thread of the pool, soon. Any thread may call it."""
+        self._waiting.append((answer, owed))
+        # Without a lock: the task says that it ends before it looks for the last time, so one of the two sees the
+        # other, and at worst there are two tasks.
+        if not self._under_way:
+            self._under_way = True
+            self._submit(self._give)
+
+    def _give(self) -> None:
+        for _ in range(ANSWERS_MAX):
+            try:
+                answer, owed = self._waiting.popleft()
+            except IndexError:
+                self._under_way = False
+                if self._waiting:
+                    break
+                return
+            try:
+                answer(owed)
+            except Exception:
+                _LOG.exception("an answer could not be given")
+        self._under_way = True
+        self._submit(self._give)

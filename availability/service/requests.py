@@ -119,6 +119,11 @@ def timestamp(ms: int) -> Timestamp:
     return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
+def set_time(field: Timestamp, ms: int) -> None:
+    """Set a message's time to milliseconds since 1970."""
+    field.seconds, field.nanos = ms // 1000, ms % 1000 * 1_000_000
+
+
 def first_problem(problems: Iterable[str | None]) -> str | None:
     """The first that is one."""
     return next((problem for problem in problems if problem is not None), None)

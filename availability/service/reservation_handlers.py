@@ -20,7 +20,7 @@ from availability.service.requests import (
     grouped_lines,
     hold_ms,
     request_key,
-    timestamp,
+    set_time,
 )
 from availability.telemetry import OutcomeMetrics
 from availability.v1 import common_pb2
@@ -84,17 +84,17 @@ class ReservationHandlers:
             if outcome is None:
                 raise refuse(reply.status, channel=channel, node=node)
             self._outcomes.reservation(reply.status.lower())
-            return pb.CreateReservationResponse(
-                reservation=_shown(reply.reservation),
-                outcome=outcome,
-                shortages=[
-                    pb.Shortage(sku=lines[i][0], requested_quantity=lines[i][1], sellable_quantity=sellable)
-                    for i, sellable in reply.shortages
-                ],
-                replayed=reply.replayed,
-                version=reply.version,
-                durability=self._durability,
-            )
+            response = pb.CreateReservationResponse()
+            view = reply.reservation
+            if view is not None:
+                _fill(response.reservation, view)
+            response.outcome = outcome
+            for i, sellable in reply.shortages:
+                sku, quantity = lines[i]
+                response.shortages.add(sku=sku, requested_quantity=quantity, sellable_quantity=sellable)
+            response.replayed, response.version = reply.replayed, reply.version
+            response.durability = self._durability
+            return response
 
         return Later(self._ledger.submit("reserve", command, ctx.deadline), finish)
 
@@ -229,18 +229,28 @@ def _shown(view: calls.HoldView | None) -> pb.Reservation | None:
 
 
 def _reservation(view: calls.HoldView) -> pb.Reservation:
-    return pb.Reservation(
-        reservation_id=view.reservation_id,
-        state=pb.ReservationState.ValueType(view.state),
-        channel=view.channel,
-        order_source=view.order_source,
-        order_ref=view.order_ref,
-        lines=[
-            pb.ReservationLine(sku=line.sku, node=source.node, quantity=source.quantity, kit_sku=line.kit_sku)
-            for line in view.lines
-            for source in line.sources
-        ],
-        create_time=timestamp(view.create_ms),
-        expire_time=timestamp(view.expire_ms),
-        version=view.version,
-    )
+    reservation = pb.Reservation()
+    _fill(reservation, view)
+    return reservation
+
+
+def _fill(reservation: pb.Reservation, view: calls.HoldView) -> None:
+    """Set every field, in place: messages and values handed to a constructor are made and copied, at twice the cost."""
+    reservation.reservation_id = view.reservation_id
+    reservation.state = view.state  # type: ignore[assignment]  # a plain int, as protobuf takes it
+    reservation.channel = view.channel
+    reservation.order_source = view.order_source
+    reservation.order_ref = view.order_ref
+    reservation.version = view.version
+    set_time(reservation.create_time, view.create_ms)
+    set_time(reservation.expire_time, view.expire_ms)
+    add = reservation.lines.add
+    for held in view.lines:
+        for source in held.sources:
+            line = add()
+            line.sku, line.node, line.quantity, line.kit_sku = (
+                held.sku,
+                source.node,
+                source.quantity,
+                held.kit_sku,
+            )
