@@ -30,6 +30,7 @@ class Kind(IntEnum):
     POLICY = 7
     EPOCH = 8
     STREAM = 9
+    FEED = 10
 
 
 class PositionChange(msgspec.Struct, array_like=True, frozen=True):
@@ -48,8 +49,17 @@ class PositionChange(msgspec.Struct, array_like=True, frozen=True):
     committed_change: int
 
 
+class FenceLeft(msgspec.Struct, array_like=True, frozen=True):
+    """What is left of a channel's ring-fence after a grant or a release. ``generation``: the version that set it."""
+
+    channel: str
+    sku: str
+    left: int
+    generation: str
+
+
 class Record(msgspec.Struct, array_like=True, frozen=True):
-    """One mutation. ``body`` depends on ``kind``: see the Body classes."""
+    """One mutation. ``body`` depends on ``kind``: see the Body classes. ``fences`` are those that it changed."""
 
     kind: int
     clock_ms: int
@@ -58,6 +68,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
     request_id: str
     positions: list[PositionChange]
     body: msgspec.Raw
+    fences: list[FenceLeft] = []
 
 
 class HoldSource(msgspec.Struct, array_like=True, frozen=True):
@@ -69,11 +80,16 @@ class HoldSource(msgspec.Struct, array_like=True, frozen=True):
 
 
 class HoldLine(msgspec.Struct, array_like=True, frozen=True):
-    """One sku of a hold, in sourcing order. ``kit_sku`` is empty for a plain sku."""
+    """One sku of a hold, in sourcing order. ``kit_sku`` is empty for a plain sku.
+
+    ``fenced`` of its units were taken from the channel's ring-fence of this generation.
+    """
 
     sku: str
     kit_sku: str
     sources: list[HoldSource]
+    fenced: int = 0
+    fence_generation: str = ""
 
 
 class ReservedBody(msgspec.Struct, array_like=True, frozen=True):
@@ -201,11 +217,53 @@ class OverrideState(msgspec.Struct, array_like=True, frozen=True):
 
 
 class StopState(msgspec.Struct, array_like=True, frozen=True):
-    """A sale stop set or (``blocked`` False) lifted. Empty channel or sku means every one."""
+    """A sale stop set or (``blocked`` False) lifted. Empty channel or sku means every one.
+
+    ``until_ms``: ledger clock at which it ends by an event of its own; 0: when somebody lifts it.
+    """
 
     channel: str
     sku: str
     blocked: bool
+    version: str
+    author: str
+    reason: str
+    clock_ms: int
+    until_ms: int = 0
+
+
+class KitState(msgspec.Struct, array_like=True, frozen=True):
+    """A kit's recipe as set, and ``flat``: plain skus by name, equal ones added up. No components: removed."""
+
+    kit_sku: str
+    components: list[tuple[str, int]]
+    flat: list[tuple[str, int]]
+    version: str
+    author: str
+    reason: str
+    clock_ms: int
+
+
+class FenceState(msgspec.Struct, array_like=True, frozen=True):
+    """A ring-fence as set: ``left`` units from now on. Its generation is ``version``."""
+
+    channel: str
+    sku: str
+    left: int
+    version: str
+    author: str
+    reason: str
+    clock_ms: int
+
+
+class FeedState(msgspec.Struct, array_like=True, frozen=True):
+    """How often a source should be heard about a node; ``interval_ms`` 0: not watched any more."""
+
+    source: str
+    node: str
+    interval_ms: int
+    grace_ms: int
+    stale: bool
     version: str
     author: str
     reason: str
@@ -225,6 +283,9 @@ class PolicyBody(msgspec.Struct, array_like=True, frozen=True):
     overrides: list[OverrideState]
     cleared: list[tuple[str, str]]
     stops: list[StopState]
+    kits: list[KitState] = []
+    fences: list[FenceState] = []
+    feeds: list[FeedState] = []
 
 
 class EpochBody(msgspec.Struct, array_like=True, frozen=True):
@@ -245,6 +306,15 @@ class StreamBody(msgspec.Struct, array_like=True, frozen=True):
     reason: str
 
 
+class FeedBody(msgspec.Struct, array_like=True, frozen=True):
+    """NODE_FEED_STALE or NODE_FEED_FRESH: a feed crossed its limit. ``heard_ms``: its last sign, ledger clock."""
+
+    source: str
+    node: str
+    stale: bool
+    heard_ms: int
+
+
 BODIES: dict[int, Any] = {  # Any: msgspec takes the type as a value
     Kind.RESERVED: ReservedBody,
     Kind.EXTENDED: ExtendedBody,
@@ -255,6 +325,7 @@ BODIES: dict[int, Any] = {  # Any: msgspec takes the type as a value
     Kind.POLICY: PolicyBody,
     Kind.EPOCH: EpochBody,
     Kind.STREAM: StreamBody,
+    Kind.FEED: FeedBody,
 }
 
 _RECORD = msgspec.msgpack.Decoder(Record)

@@ -61,6 +61,34 @@ AVAILABILITY_STATE_UNKNOWN_SKU: AvailabilityState.ValueType  # 6
 """The ledger has never heard of a position of this sku."""
 Global___AvailabilityState: _TypeAlias = AvailabilityState  # noqa: Y015
 
+class _ThresholdKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ThresholdKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ThresholdKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    THRESHOLD_KIND_UNSPECIFIED: _ThresholdKind.ValueType  # 0
+    """Not set."""
+    THRESHOLD_KIND_OUT_OF_STOCK: _ThresholdKind.ValueType  # 1
+    """It fell to nothing."""
+    THRESHOLD_KIND_LOW_STOCK: _ThresholdKind.ValueType  # 2
+    """It fell to the channel's low_stock_threshold or below."""
+    THRESHOLD_KIND_BACK_IN_STOCK: _ThresholdKind.ValueType  # 3
+    """It rose well above the threshold after it was low or out: the hysteresis is a setting."""
+
+class ThresholdKind(_ThresholdKind, metaclass=_ThresholdKindEnumTypeWrapper):
+    """ThresholdKind says which line a sellable quantity crossed."""
+
+THRESHOLD_KIND_UNSPECIFIED: ThresholdKind.ValueType  # 0
+"""Not set."""
+THRESHOLD_KIND_OUT_OF_STOCK: ThresholdKind.ValueType  # 1
+"""It fell to nothing."""
+THRESHOLD_KIND_LOW_STOCK: ThresholdKind.ValueType  # 2
+"""It fell to the channel's low_stock_threshold or below."""
+THRESHOLD_KIND_BACK_IN_STOCK: ThresholdKind.ValueType  # 3
+"""It rose well above the threshold after it was low or out: the hysteresis is a setting."""
+Global___ThresholdKind: _TypeAlias = ThresholdKind  # noqa: Y015
+
 @_typing.final
 class NodeAvailability(_message.Message):
     """NodeAvailability is one node's share of an answer."""
@@ -652,6 +680,156 @@ class StreamTerm(_message.Message):
 Global___StreamTerm: _TypeAlias = StreamTerm  # noqa: Y015
 
 @_typing.final
+class FeedTerm(_message.Message):
+    """FeedTerm is the state of one watched feed of the sku's nodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    LIMIT_MS_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Output only. Reporting system."""
+    node: _builtins.str
+    """Output only. Node whose stock it reports."""
+    age_ms: _builtins.int
+    """Output only. Milliseconds since the source was last heard, by the ledger's clock."""
+    limit_ms: _builtins.int
+    """Output only. Longest regular silence, grace included, in milliseconds."""
+    stale: _builtins.bool
+    """Output only. Whether the ledger has called it stale."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        node: _builtins.str = ...,
+        age_ms: _builtins.int = ...,
+        limit_ms: _builtins.int = ...,
+        stale: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "limit_ms", b"limit_ms", "node", b"node", "source", b"source", "stale", b"stale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeedTerm: _TypeAlias = FeedTerm  # noqa: Y015
+
+@_typing.final
+class FenceTerm(_message.Message):
+    """FenceTerm is one channel's ring-fence of the sku."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Output only. Channel that alone may sell the units."""
+    left: _builtins.int
+    """Output only. Units left."""
+    counted: _builtins.int
+    """Output only. What the asking channel must leave for it; 0 for its own fence."""
+    generation: _builtins.str
+    """Output only. Version that set it."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        left: _builtins.int = ...,
+        counted: _builtins.int = ...,
+        generation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "counted", b"counted", "generation", b"generation", "left", b"left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceTerm: _TypeAlias = FenceTerm  # noqa: Y015
+
+@_typing.final
+class ExpectedTerm(_message.Message):
+    """ExpectedTerm is supply that is announced and not here yet; never sold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    DUE_TIME_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Output only. Node code."""
+    kind: _builtins.str
+    """Output only. PURCHASE, TRANSFER or RETURN."""
+    reference: _builtins.str
+    """Output only. The source's document."""
+    line: _builtins.str
+    """Output only. Its line."""
+    quantity: _builtins.int
+    """Output only. Units still expected."""
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it is due; absent where nobody said."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        line: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "kind", b"kind", "line", b"line", "node", b"node", "quantity", b"quantity", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpectedTerm: _TypeAlias = ExpectedTerm  # noqa: Y015
+
+@_typing.final
+class ComponentTerm(_message.Message):
+    """ComponentTerm is one plain sku of a kit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKU_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    SELLABLE_QUANTITY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    units: _builtins.int
+    """Output only. Units of it in one kit."""
+    sellable_quantity: _builtins.int
+    """Output only. What the channel can sell of it."""
+    state: Global___AvailabilityState.ValueType
+    """Output only. Its state."""
+    def __init__(
+        self,
+        *,
+        sku: _builtins.str = ...,
+        units: _builtins.int = ...,
+        sellable_quantity: _builtins.int = ...,
+        state: Global___AvailabilityState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sellable_quantity", b"sellable_quantity", "sku", b"sku", "state", b"state", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTerm: _TypeAlias = ComponentTerm  # noqa: Y015
+
+@_typing.final
 class AvailabilityTerms(_message.Message):
     """AvailabilityTerms is the whole sum behind one answer."""
 
@@ -669,6 +847,10 @@ class AvailabilityTerms(_message.Message):
     ORDERS_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
+    FENCES_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    FEEDS_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
     sellable_quantity: _builtins.int
     """Output only. The answer: max(0, pool - buffer - fenced + oversell_limit), 0 where blocked or unknown."""
     state: Global___AvailabilityState.ValueType
@@ -703,6 +885,22 @@ class AvailabilityTerms(_message.Message):
     def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamTerm]:
         """Output only. Feeds."""
 
+    @_builtins.property
+    def fences(self) -> _containers.RepeatedCompositeFieldContainer[Global___FenceTerm]:
+        """Output only. Ring-fences of the sku, the channel's own included."""
+
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectedTerm]:
+        """Output only. Supply that is expected at the channel's nodes."""
+
+    @_builtins.property
+    def feeds(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeedTerm]:
+        """Output only. Watched feeds of the channel's nodes."""
+
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentTerm]:
+        """Output only. For a kit: its plain skus. sellable is the least of their sellable over units; all other sums are 0."""
+
     def __init__(
         self,
         *,
@@ -718,10 +916,14 @@ class AvailabilityTerms(_message.Message):
         orders: _abc.Iterable[Global___OrderTerm] | None = ...,
         policies: _abc.Iterable[Global___PolicyTerm] | None = ...,
         streams: _abc.Iterable[Global___StreamTerm] | None = ...,
+        fences: _abc.Iterable[Global___FenceTerm] | None = ...,
+        expected: _abc.Iterable[Global___ExpectedTerm] | None = ...,
+        feeds: _abc.Iterable[Global___FeedTerm] | None = ...,
+        components: _abc.Iterable[Global___ComponentTerm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "buffer", b"buffer", "fenced", b"fenced", "holds", b"holds", "nodes", b"nodes", "orders", b"orders", "oversell_limit", b"oversell_limit", "policies", b"policies", "pool", b"pool", "sellable_quantity", b"sellable_quantity", "state", b"state", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "buffer", b"buffer", "components", b"components", "expected", b"expected", "feeds", b"feeds", "fenced", b"fenced", "fences", b"fences", "holds", b"holds", "nodes", b"nodes", "orders", b"orders", "oversell_limit", b"oversell_limit", "policies", b"policies", "pool", b"pool", "sellable_quantity", b"sellable_quantity", "state", b"state", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -766,6 +968,36 @@ class ExplainAvailabilityResponse(_message.Message):
 Global___ExplainAvailabilityResponse: _TypeAlias = ExplainAvailabilityResponse  # noqa: Y015
 
 @_typing.final
+class ThresholdEvent(_message.Message):
+    """ThresholdEvent is one crossing; each is told once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKU_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SELLABLE_QUANTITY_FIELD_NUMBER: _builtins.int
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    kind: Global___ThresholdKind.ValueType
+    """Output only. Which line."""
+    sellable_quantity: _builtins.int
+    """Output only. Sellable quantity when it crossed."""
+    def __init__(
+        self,
+        *,
+        sku: _builtins.str = ...,
+        kind: Global___ThresholdKind.ValueType = ...,
+        sellable_quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "sellable_quantity", b"sellable_quantity", "sku", b"sku"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThresholdEvent: _TypeAlias = ThresholdEvent  # noqa: Y015
+
+@_typing.final
 class WatchAvailabilityRequest(_message.Message):
     """WatchAvailabilityRequest opens a stream of changes."""
 
@@ -775,12 +1007,15 @@ class WatchAvailabilityRequest(_message.Message):
     SKUS_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
     RESUME_VERSION_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Required. Channel."""
     all: _builtins.bool
     """Optional. Watches every sku of the channel."""
     resume_version: _builtins.str
     """Optional. Version of the last message seen; only what changed since is sent, or everything again where that is no longer known."""
+    thresholds: _builtins.bool
+    """Optional. Adds the crossings of thresholds; crossings that a resume missed are told by their latest."""
     @_builtins.property
     def skus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. The skus to watch; either these or all."""
@@ -792,10 +1027,11 @@ class WatchAvailabilityRequest(_message.Message):
         skus: _abc.Iterable[_builtins.str] | None = ...,
         all: _builtins.bool = ...,
         resume_version: _builtins.str = ...,
+        thresholds: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "channel", b"channel", "resume_version", b"resume_version", "skus", b"skus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "channel", b"channel", "resume_version", b"resume_version", "skus", b"skus", "thresholds", b"thresholds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -810,6 +1046,7 @@ class WatchAvailabilityResponse(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     INITIAL_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
     initial: _builtins.bool
     """Output only. True while the values of before the stream's start are sent; the first message without it is the first live one."""
     @_builtins.property
@@ -820,16 +1057,21 @@ class WatchAvailabilityResponse(_message.Message):
     def as_of(self) -> _common_pb2.AsOf:
         """Output only. Version up to which the stream is complete; pass it as resume_version."""
 
+    @_builtins.property
+    def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThresholdEvent]:
+        """Output only. Crossings among the changes, when asked for."""
+
     def __init__(
         self,
         *,
         changes: _abc.Iterable[Global___Availability] | None = ...,
         initial: _builtins.bool = ...,
         as_of: _common_pb2.AsOf | None = ...,
+        thresholds: _abc.Iterable[Global___ThresholdEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "changes", b"changes", "initial", b"initial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "changes", b"changes", "initial", b"initial", "thresholds", b"thresholds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

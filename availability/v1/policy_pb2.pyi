@@ -6,6 +6,7 @@ Policies: what operators decide about channels, nodes, skus and positions."""
 from availability.v1 import common_pb2 as _common_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -64,6 +65,78 @@ UNREACHABLE_UNSPECIFIED: Unreachable.ValueType  # 0
 UNREACHABLE_REFUSE: Unreachable.ValueType  # 1
 """Refuses reservations."""
 Global___Unreachable: _TypeAlias = Unreachable  # noqa: Y015
+
+@_typing.final
+class MovedSellable(_message.Message):
+    """MovedSellable is one sellable quantity that a change would move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    SELLABLE_BEFORE_FIELD_NUMBER: _builtins.int
+    SELLABLE_AFTER_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Output only. Channel."""
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    sellable_before: _builtins.int
+    """Output only. Sellable now."""
+    sellable_after: _builtins.int
+    """Output only. Sellable after the change."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        sku: _builtins.str = ...,
+        sellable_before: _builtins.int = ...,
+        sellable_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "sellable_after", b"sellable_after", "sellable_before", b"sellable_before", "sku", b"sku"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MovedSellable: _TypeAlias = MovedSellable  # noqa: Y015
+
+@_typing.final
+class PolicyPreview(_message.Message):
+    """PolicyPreview is what a change would move, answered to validate_only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVED_SKUS_FIELD_NUMBER: _builtins.int
+    MOVED_SELLABLES_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    moved_skus: _builtins.int
+    """Output only. Skus whose sellable would move in at least one channel."""
+    moved_sellables: _builtins.int
+    """Output only. Sellables (channel, sku) that would move."""
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___MovedSellable]:
+        """Output only. The largest moves, at most 1,000."""
+
+    @_builtins.property
+    def as_of(self) -> _common_pb2.AsOf:
+        """Output only. Point of the log that this was computed at."""
+
+    def __init__(
+        self,
+        *,
+        moved_skus: _builtins.int = ...,
+        moved_sellables: _builtins.int = ...,
+        moves: _abc.Iterable[Global___MovedSellable] | None = ...,
+        as_of: _common_pb2.AsOf | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "moved_sellables", b"moved_sellables", "moved_skus", b"moved_skus", "moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyPreview: _TypeAlias = PolicyPreview  # noqa: Y015
 
 @_typing.final
 class ChannelPolicy(_message.Message):
@@ -204,7 +277,7 @@ class SetChannelPolicyRequest(_message.Message):
     reason: _builtins.str
     """Required. Why."""
     etag: _builtins.str
-    """Optional. Version the writer saw."""
+    """Optional. Version of the last change that the writer saw of what this sets; ETAG_MISMATCH where somebody was faster. "-" where nothing was set."""
     validate_only: _builtins.bool
     """Optional. Answers what would move and changes nothing."""
     @_builtins.property
@@ -238,6 +311,7 @@ class SetChannelPolicyResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Output only. Version of the change."""
     replayed: _builtins.bool
@@ -248,6 +322,10 @@ class SetChannelPolicyResponse(_message.Message):
     def policy(self) -> Global___ChannelPolicy:
         """Output only. The policy as set."""
 
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
     def __init__(
         self,
         *,
@@ -255,10 +333,11 @@ class SetChannelPolicyResponse(_message.Message):
         version: _builtins.str = ...,
         replayed: _builtins.bool = ...,
         durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "preview", b"preview"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "policy", b"policy", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "policy", b"policy", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,7 +361,7 @@ class SetSkuOverrideRequest(_message.Message):
     reason: _builtins.str
     """Required. Why."""
     etag: _builtins.str
-    """Optional. Version the writer saw."""
+    """Optional. Version of the last change that the writer saw of what this sets; ETAG_MISMATCH where somebody was faster. "-" where nothing was set."""
     validate_only: _builtins.bool
     """Optional. Answers what would move and changes nothing."""
     channel: _builtins.str
@@ -321,22 +400,28 @@ class SetSkuOverrideResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Output only. Version of the change."""
     replayed: _builtins.bool
     """Output only. True when decided before."""
     durability: _common_pb2.Durability.ValueType
     """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         replayed: _builtins.bool = ...,
         durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,7 +444,7 @@ class ClearSkuOverrideRequest(_message.Message):
     reason: _builtins.str
     """Required. Why."""
     etag: _builtins.str
-    """Optional. Version the writer saw."""
+    """Optional. Version of the last change that the writer saw of what this sets; ETAG_MISMATCH where somebody was faster. "-" where nothing was set."""
     validate_only: _builtins.bool
     """Optional. Answers what would move and changes nothing."""
     channel: _builtins.str
@@ -393,22 +478,28 @@ class ClearSkuOverrideResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Output only. Version of the change."""
     replayed: _builtins.bool
     """Output only. True when decided before."""
     durability: _common_pb2.Durability.ValueType
     """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         replayed: _builtins.bool = ...,
         durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,7 +523,7 @@ class SetSafetyStockRequest(_message.Message):
     reason: _builtins.str
     """Required. Why."""
     etag: _builtins.str
-    """Optional. Version the writer saw."""
+    """Optional. Version of the last change that the writer saw of what this sets; ETAG_MISMATCH where somebody was faster. "-" where nothing was set."""
     validate_only: _builtins.bool
     """Optional. Answers what would move and changes nothing."""
     sku: _builtins.str
@@ -471,22 +562,28 @@ class SetSafetyStockResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Output only. Version of the change."""
     replayed: _builtins.bool
     """Output only. True when decided before."""
     durability: _common_pb2.Durability.ValueType
     """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         replayed: _builtins.bool = ...,
         durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -509,7 +606,7 @@ class SetNodeRequest(_message.Message):
     reason: _builtins.str
     """Required. Why."""
     etag: _builtins.str
-    """Optional. Version the writer saw."""
+    """Optional. Version of the last change that the writer saw of what this sets; ETAG_MISMATCH where somebody was faster. "-" where nothing was set."""
     validate_only: _builtins.bool
     """Optional. Answers what would move and changes nothing."""
     node: _builtins.str
@@ -543,22 +640,28 @@ class SetNodeResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Output only. Version of the change."""
     replayed: _builtins.bool
     """Output only. True when decided before."""
     durability: _common_pb2.Durability.ValueType
     """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         replayed: _builtins.bool = ...,
         durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -583,7 +686,7 @@ class SetSaleStateRequest(_message.Message):
     reason: _builtins.str
     """Required. Why."""
     etag: _builtins.str
-    """Optional. Version the writer saw."""
+    """Optional. Version of the last change that the writer saw of what this sets; ETAG_MISMATCH where somebody was faster. "-" where nothing was set."""
     validate_only: _builtins.bool
     """Optional. Answers what would move and changes nothing."""
     channel: _builtins.str
@@ -625,26 +728,316 @@ class SetSaleStateResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Output only. Version of the change."""
     replayed: _builtins.bool
     """Output only. True when decided before."""
     durability: _common_pb2.Durability.ValueType
     """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         replayed: _builtins.bool = ...,
         durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetSaleStateResponse: _TypeAlias = SetSaleStateResponse  # noqa: Y015
+
+@_typing.final
+class KitComponent(_message.Message):
+    """KitComponent is one part of a kit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKU_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    sku: _builtins.str
+    """Required. Sellable unit code of the part; a kit itself, or a plain sku."""
+    units: _builtins.int
+    """Required. Units of it in one kit, 1 to 1,000,000."""
+    def __init__(
+        self,
+        *,
+        sku: _builtins.str = ...,
+        units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sku", b"sku", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KitComponent: _TypeAlias = KitComponent  # noqa: Y015
+
+@_typing.final
+class SetKitRequest(_message.Message):
+    """SetKitRequest sets or removes the recipe of a kit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    KIT_SKU_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. Idempotency key."""
+    reason: _builtins.str
+    """Required. Why."""
+    etag: _builtins.str
+    """Optional. As in SetChannelPolicyRequest."""
+    validate_only: _builtins.bool
+    """Optional. Answers what would move and changes nothing."""
+    kit_sku: _builtins.str
+    """Required. The kit's own code; it may hold no positions. Errors: KIT_CYCLE, KIT_TOO_DEEP, KIT_HAS_STOCK."""
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___KitComponent]:
+        """Optional. Its parts; none removes the recipe, and reservations and orders keep the one they were made with."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        kit_sku: _builtins.str = ...,
+        components: _abc.Iterable[Global___KitComponent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "etag", b"etag", "kit_sku", b"kit_sku", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKitRequest: _TypeAlias = SetKitRequest  # noqa: Y015
+
+@_typing.final
+class SetKitResponse(_message.Message):
+    """SetKitResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    FLATTENED_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Output only. Version of the change."""
+    replayed: _builtins.bool
+    """Output only. True when decided before."""
+    durability: _common_pb2.Durability.ValueType
+    """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
+    @_builtins.property
+    def flattened(self) -> _containers.RepeatedCompositeFieldContainer[Global___KitComponent]:
+        """Output only. The recipe in plain skus, equal ones added up."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+        durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
+        flattened: _abc.Iterable[Global___KitComponent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "flattened", b"flattened", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKitResponse: _TypeAlias = SetKitResponse  # noqa: Y015
+
+@_typing.final
+class SetRingFenceRequest(_message.Message):
+    """SetRingFenceRequest sets what is left of a channel's fence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. Idempotency key."""
+    reason: _builtins.str
+    """Required. Why."""
+    etag: _builtins.str
+    """Optional. As in SetChannelPolicyRequest."""
+    validate_only: _builtins.bool
+    """Optional. Answers what would move and changes nothing."""
+    channel: _builtins.str
+    """Required. Channel that alone may sell the units."""
+    sku: _builtins.str
+    """Required. Sellable unit code, not a kit's."""
+    units: _builtins.int
+    """Optional. Units left for the channel from now on, a new generation; 0 removes the fence. Errors: FENCE_OVER_POOL."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        channel: _builtins.str = ...,
+        sku: _builtins.str = ...,
+        units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "etag", b"etag", "reason", b"reason", "request_id", b"request_id", "sku", b"sku", "units", b"units", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRingFenceRequest: _TypeAlias = SetRingFenceRequest  # noqa: Y015
+
+@_typing.final
+class SetRingFenceResponse(_message.Message):
+    """SetRingFenceResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Output only. Version of the change, which is the fence's generation."""
+    replayed: _builtins.bool
+    """Output only. True when decided before."""
+    durability: _common_pb2.Durability.ValueType
+    """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+        durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRingFenceResponse: _TypeAlias = SetRingFenceResponse  # noqa: Y015
+
+@_typing.final
+class SetFeedRequest(_message.Message):
+    """SetFeedRequest says how often a source should be heard about a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    EXPECTED_INTERVAL_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. Idempotency key."""
+    reason: _builtins.str
+    """Required. Why."""
+    etag: _builtins.str
+    """Optional. As in SetChannelPolicyRequest."""
+    validate_only: _builtins.bool
+    """Optional. Answers what would move and changes nothing."""
+    source: _builtins.str
+    """Required. Reporting system."""
+    node: _builtins.str
+    """Required. Declared node whose stock it reports."""
+    @_builtins.property
+    def expected_interval(self) -> _duration_pb2.Duration:
+        """Optional. Longest regular silence, 1 s to 7 days; absent removes the feed."""
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """Optional. Patience on top of it, 0 to 7 days."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        source: _builtins.str = ...,
+        node: _builtins.str = ...,
+        expected_interval: _duration_pb2.Duration | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_interval", b"expected_interval", "grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expected_interval", b"expected_interval", "grace", b"grace", "node", b"node", "reason", b"reason", "request_id", b"request_id", "source", b"source", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFeedRequest: _TypeAlias = SetFeedRequest  # noqa: Y015
+
+@_typing.final
+class SetFeedResponse(_message.Message):
+    """SetFeedResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Output only. Version of the change."""
+    replayed: _builtins.bool
+    """Output only. True when decided before."""
+    durability: _common_pb2.Durability.ValueType
+    """Output only. Durability of the answer."""
+    @_builtins.property
+    def preview(self) -> Global___PolicyPreview:
+        """Output only. What would move, for validate_only; then nothing was changed and version is that of the ledger's head."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+        durability: _common_pb2.Durability.ValueType = ...,
+        preview: Global___PolicyPreview | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "preview", b"preview", "replayed", b"replayed", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFeedResponse: _TypeAlias = SetFeedResponse  # noqa: Y015
 
 @_typing.final
 class GetPolicyRequest(_message.Message):
@@ -684,21 +1077,39 @@ class SkuOverrideEntry(_message.Message):
 
     SKU_FIELD_NUMBER: _builtins.int
     OVERRIDE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     sku: _builtins.str
     """Output only. Sellable unit code."""
+    version: _builtins.str
+    """Output only. Version of the last change."""
+    author: _builtins.str
+    """Output only. Who changed it last."""
+    reason: _builtins.str
+    """Output only. Why."""
     @_builtins.property
     def override(self) -> Global___SkuOverride:
         """Output only. What differs."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When, by the ledger's clock."""
 
     def __init__(
         self,
         *,
         sku: _builtins.str = ...,
         override: Global___SkuOverride | None = ...,
+        version: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["override", b"override"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["override", b"override", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["override", b"override", "sku", b"sku"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "override", b"override", "reason", b"reason", "sku", b"sku", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -768,22 +1179,40 @@ class NodePolicy(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     SAFETY_STOCK_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Output only. Node code."""
     state: _common_pb2.NodeState.ValueType
     """Output only. Its state."""
     safety_stock: _builtins.int
     """Output only. Default safety stock of its positions."""
+    version: _builtins.str
+    """Output only. Version of the last change."""
+    author: _builtins.str
+    """Output only. Who changed it last."""
+    reason: _builtins.str
+    """Output only. Why."""
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When, by the ledger's clock."""
+
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         state: _common_pb2.NodeState.ValueType = ...,
         safety_stock: _builtins.int = ...,
+        version: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "safety_stock", b"safety_stock", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "node", b"node", "reason", b"reason", "safety_stock", b"safety_stock", "state", b"state", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -797,23 +1226,237 @@ class SaleStop(_message.Message):
 
     CHANNEL_FIELD_NUMBER: _builtins.int
     SKU_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """Output only. Channel; every channel where empty."""
     sku: _builtins.str
     """Output only. Sellable unit code; every sku where empty."""
+    version: _builtins.str
+    """Output only. Version of the last change."""
+    author: _builtins.str
+    """Output only. Who changed it last."""
+    reason: _builtins.str
+    """Output only. Why."""
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When, by the ledger's clock."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it ends by itself; absent where somebody must end it."""
+
     def __init__(
         self,
         *,
         channel: _builtins.str = ...,
         sku: _builtins.str = ...,
+        version: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "sku", b"sku"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "channel", b"channel", "reason", b"reason", "sku", b"sku", "until", b"until", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SaleStop: _TypeAlias = SaleStop  # noqa: Y015
+
+@_typing.final
+class KitPolicy(_message.Message):
+    """KitPolicy is a kit's recipe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIT_SKU_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    FLATTENED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    kit_sku: _builtins.str
+    """Output only. The kit's own code."""
+    version: _builtins.str
+    """Output only. Version of the last change."""
+    author: _builtins.str
+    """Output only. Who changed it last."""
+    reason: _builtins.str
+    """Output only. Why."""
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___KitComponent]:
+        """Output only. Its parts as set."""
+
+    @_builtins.property
+    def flattened(self) -> _containers.RepeatedCompositeFieldContainer[Global___KitComponent]:
+        """Output only. The recipe in plain skus, equal ones added up."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When, by the ledger's clock."""
+
+    def __init__(
+        self,
+        *,
+        kit_sku: _builtins.str = ...,
+        components: _abc.Iterable[Global___KitComponent] | None = ...,
+        flattened: _abc.Iterable[Global___KitComponent] | None = ...,
+        version: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "components", b"components", "flattened", b"flattened", "kit_sku", b"kit_sku", "reason", b"reason", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KitPolicy: _TypeAlias = KitPolicy  # noqa: Y015
+
+@_typing.final
+class RingFence(_message.Message):
+    """RingFence is what is left of a channel's fence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Output only. Channel that alone may sell the units."""
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    units: _builtins.int
+    """Output only. Units left."""
+    version: _builtins.str
+    """Output only. Version of the last change."""
+    author: _builtins.str
+    """Output only. Who changed it last."""
+    reason: _builtins.str
+    """Output only. Why."""
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When, by the ledger's clock."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        sku: _builtins.str = ...,
+        units: _builtins.int = ...,
+        version: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "channel", b"channel", "reason", b"reason", "sku", b"sku", "units", b"units", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RingFence: _TypeAlias = RingFence  # noqa: Y015
+
+@_typing.final
+class FeedPolicy(_message.Message):
+    """FeedPolicy is a watched feed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    EXPECTED_INTERVAL_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Output only. Reporting system."""
+    node: _builtins.str
+    """Output only. Node whose stock it reports."""
+    stale: _builtins.bool
+    """Output only. Whether it is silent for too long."""
+    version: _builtins.str
+    """Output only. Version of the last change."""
+    author: _builtins.str
+    """Output only. Who changed it last."""
+    reason: _builtins.str
+    """Output only. Why."""
+    @_builtins.property
+    def expected_interval(self) -> _duration_pb2.Duration:
+        """Output only. Longest regular silence."""
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """Output only. Patience on top of it."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When, by the ledger's clock."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        node: _builtins.str = ...,
+        expected_interval: _duration_pb2.Duration | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        stale: _builtins.bool = ...,
+        version: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_interval", b"expected_interval", "grace", b"grace", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "expected_interval", b"expected_interval", "grace", b"grace", "node", b"node", "reason", b"reason", "source", b"source", "stale", b"stale", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeedPolicy: _TypeAlias = FeedPolicy  # noqa: Y015
+
+@_typing.final
+class SafetyStock(_message.Message):
+    """SafetyStock is the safety stock of one position."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKU_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    node: _builtins.str
+    """Output only. Node code."""
+    quantity: _builtins.int
+    """Output only. Units never sold."""
+    def __init__(
+        self,
+        *,
+        sku: _builtins.str = ...,
+        node: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "quantity", b"quantity", "sku", b"sku"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SafetyStock: _TypeAlias = SafetyStock  # noqa: Y015
 
 @_typing.final
 class ListPoliciesResponse(_message.Message):
@@ -825,6 +1468,10 @@ class ListPoliciesResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     STOPS_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    KITS_FIELD_NUMBER: _builtins.int
+    RING_FENCES_FIELD_NUMBER: _builtins.int
+    FEEDS_FIELD_NUMBER: _builtins.int
+    SAFETY_STOCKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelPolicy]:
         """Output only. Channel policies by name."""
@@ -841,6 +1488,22 @@ class ListPoliciesResponse(_message.Message):
     def as_of(self) -> _common_pb2.AsOf:
         """Output only. Point of the log that this shows."""
 
+    @_builtins.property
+    def kits(self) -> _containers.RepeatedCompositeFieldContainer[Global___KitPolicy]:
+        """Output only. Kits by their code."""
+
+    @_builtins.property
+    def ring_fences(self) -> _containers.RepeatedCompositeFieldContainer[Global___RingFence]:
+        """Output only. Ring-fences with something left or set, by channel and sku."""
+
+    @_builtins.property
+    def feeds(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeedPolicy]:
+        """Output only. Feeds by source and node."""
+
+    @_builtins.property
+    def safety_stocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SafetyStock]:
+        """Output only. Safety stocks of single positions, by sku and node."""
+
     def __init__(
         self,
         *,
@@ -848,10 +1511,14 @@ class ListPoliciesResponse(_message.Message):
         nodes: _abc.Iterable[Global___NodePolicy] | None = ...,
         stops: _abc.Iterable[Global___SaleStop] | None = ...,
         as_of: _common_pb2.AsOf | None = ...,
+        kits: _abc.Iterable[Global___KitPolicy] | None = ...,
+        ring_fences: _abc.Iterable[Global___RingFence] | None = ...,
+        feeds: _abc.Iterable[Global___FeedPolicy] | None = ...,
+        safety_stocks: _abc.Iterable[Global___SafetyStock] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "nodes", b"nodes", "policies", b"policies", "stops", b"stops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "feeds", b"feeds", "kits", b"kits", "nodes", b"nodes", "policies", b"policies", "ring_fences", b"ring_fences", "safety_stocks", b"safety_stocks", "stops", b"stops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -149,6 +149,58 @@ ALLOCATION_BASIS_OPEN: AllocationBasis.ValueType  # 2
 """Still to ship, as of the shipped_quantity named with it."""
 Global___AllocationBasis: _TypeAlias = AllocationBasis  # noqa: Y015
 
+class _ExpectedKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExpectedKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExpectedKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPECTED_KIND_UNSPECIFIED: _ExpectedKind.ValueType  # 0
+    """Not set: PURCHASE."""
+    EXPECTED_KIND_PURCHASE: _ExpectedKind.ValueType  # 1
+    """Bought; the reference is the purchase order."""
+    EXPECTED_KIND_TRANSFER: _ExpectedKind.ValueType  # 2
+    """Sent by another node; the reference is the transfer."""
+    EXPECTED_KIND_RETURN: _ExpectedKind.ValueType  # 3
+    """Coming back from a customer; the reference is the return or the order."""
+
+class ExpectedKind(_ExpectedKind, metaclass=_ExpectedKindEnumTypeWrapper):
+    """ExpectedKind says why supply is expected."""
+
+EXPECTED_KIND_UNSPECIFIED: ExpectedKind.ValueType  # 0
+"""Not set: PURCHASE."""
+EXPECTED_KIND_PURCHASE: ExpectedKind.ValueType  # 1
+"""Bought; the reference is the purchase order."""
+EXPECTED_KIND_TRANSFER: ExpectedKind.ValueType  # 2
+"""Sent by another node; the reference is the transfer."""
+EXPECTED_KIND_RETURN: ExpectedKind.ValueType  # 3
+"""Coming back from a customer; the reference is the return or the order."""
+Global___ExpectedKind: _TypeAlias = ExpectedKind  # noqa: Y015
+
+class _SnapshotBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SnapshotBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SnapshotBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SNAPSHOT_BASIS_UNSPECIFIED: _SnapshotBasis.ValueType  # 0
+    """Not set: PHYSICAL."""
+    SNAPSHOT_BASIS_PHYSICAL: _SnapshotBasis.ValueType  # 1
+    """on_hand, as it lies there."""
+    SNAPSHOT_BASIS_NET: _SnapshotBasis.ValueType  # 2
+    """on_hand without what the source has confirmed for its orders."""
+
+class SnapshotBasis(_SnapshotBasis, metaclass=_SnapshotBasisEnumTypeWrapper):
+    """SnapshotBasis says what the quantity of a snapshot counts."""
+
+SNAPSHOT_BASIS_UNSPECIFIED: SnapshotBasis.ValueType  # 0
+"""Not set: PHYSICAL."""
+SNAPSHOT_BASIS_PHYSICAL: SnapshotBasis.ValueType  # 1
+"""on_hand, as it lies there."""
+SNAPSHOT_BASIS_NET: SnapshotBasis.ValueType  # 2
+"""on_hand without what the source has confirmed for its orders."""
+Global___SnapshotBasis: _TypeAlias = SnapshotBasis  # noqa: Y015
+
 class _DeltaResult:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -240,6 +292,8 @@ class Delta(_message.Message):
     OCCURRED_TIME_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
+    EXPECTED_KIND_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Required. Reporting system; the same as the request's."""
     stream: _builtins.str
@@ -278,6 +332,10 @@ class Delta(_message.Message):
     """Optional. Trace of the source event, at most 128 bytes."""
     author: _builtins.str
     """Optional. Who did it at the source."""
+    expected_kind: Global___ExpectedKind.ValueType
+    """Optional. Why the supply of an EXPECTED is expected."""
+    basis: Global___SnapshotBasis.ValueType
+    """Optional. What the quantity of a SET_ON_HAND counts."""
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. When expected supply is due."""
@@ -310,10 +368,12 @@ class Delta(_message.Message):
         occurred_time: _timestamp_pb2.Timestamp | None = ...,
         correlation_id: _builtins.str = ...,
         author: _builtins.str = ...,
+        expected_kind: Global___ExpectedKind.ValueType = ...,
+        basis: Global___SnapshotBasis.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity", "due_time", b"due_time", "occurred_time", b"occurred_time", "shipped_quantity", b"shipped_quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity", "allocation_basis", b"allocation_basis", "author", b"author", "correlation_id", b"correlation_id", "due_time", b"due_time", "event_id", b"event_id", "line", b"line", "node", b"node", "occurred_time", b"occurred_time", "order_ref", b"order_ref", "order_source", b"order_source", "quantity", b"quantity", "reason", b"reason", "reference", b"reference", "shipped_quantity", b"shipped_quantity", "sku", b"sku", "source", b"source", "source_sequence", b"source_sequence", "state", b"state", "stream", b"stream", "to_node", b"to_node", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity", "allocation_basis", b"allocation_basis", "author", b"author", "basis", b"basis", "correlation_id", b"correlation_id", "due_time", b"due_time", "event_id", b"event_id", "expected_kind", b"expected_kind", "line", b"line", "node", b"node", "occurred_time", b"occurred_time", "order_ref", b"order_ref", "order_source", b"order_source", "quantity", b"quantity", "reason", b"reason", "reference", b"reference", "shipped_quantity", b"shipped_quantity", "sku", b"sku", "source", b"source", "source_sequence", b"source_sequence", "state", b"state", "stream", b"stream", "to_node", b"to_node", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shipped_quantity: _TypeAlias = _typing.Literal["shipped_quantity"]  # noqa: Y015
     _WhichOneofArgType__shipped_quantity: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity"]  # noqa: Y015
@@ -676,6 +736,64 @@ class OrderName(_message.Message):
 Global___OrderName: _TypeAlias = OrderName  # noqa: Y015
 
 @_typing.final
+class OrderKit(_message.Message):
+    """OrderKit is a kit that an order's commits contain, by the recipe that they were made with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIT_SKU_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    kit_sku: _builtins.str
+    """Output only. The kit's own code."""
+    quantity: _builtins.int
+    """Output only. Kits committed."""
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderKitComponent]:
+        """Output only. Plain skus of one kit."""
+
+    def __init__(
+        self,
+        *,
+        kit_sku: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        components: _abc.Iterable[Global___OrderKitComponent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "kit_sku", b"kit_sku", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderKit: _TypeAlias = OrderKit  # noqa: Y015
+
+@_typing.final
+class OrderKitComponent(_message.Message):
+    """OrderKitComponent is one plain sku of a remembered recipe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKU_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    units: _builtins.int
+    """Output only. Units of it in one kit."""
+    def __init__(
+        self,
+        *,
+        sku: _builtins.str = ...,
+        units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sku", b"sku", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderKitComponent: _TypeAlias = OrderKitComponent  # noqa: Y015
+
+@_typing.final
 class GetOrderResponse(_message.Message):
     """GetOrderResponse is what the ledger knows of an order."""
 
@@ -688,6 +806,7 @@ class GetOrderResponse(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     HOLDS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    KITS_FIELD_NUMBER: _builtins.int
     order_source: _builtins.str
     """Output only. The name asked for."""
     order_ref: _builtins.str
@@ -708,6 +827,10 @@ class GetOrderResponse(_message.Message):
     def holds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. Active reservations that carry it."""
 
+    @_builtins.property
+    def kits(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderKit]:
+        """Output only. Kits in it."""
+
     def __init__(
         self,
         *,
@@ -718,10 +841,11 @@ class GetOrderResponse(_message.Message):
         links: _abc.Iterable[Global___OrderName] | None = ...,
         holds: _abc.Iterable[_builtins.str] | None = ...,
         version: _builtins.str = ...,
+        kits: _abc.Iterable[Global___OrderKit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "holds", b"holds", "lines", b"lines", "links", b"links", "order_ref", b"order_ref", "order_source", b"order_source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "holds", b"holds", "kits", b"kits", "lines", b"lines", "links", b"links", "order_ref", b"order_ref", "order_source", b"order_source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
