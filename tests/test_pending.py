@@ -6,8 +6,10 @@ import time
 
 import pytest
 
-from availability.ledger.commit_queue import Pending
-from availability.ledger.errors import LedgerUnreachable
+from availability.ledger.commit_queue import CommitQueue, Pending, QueueSettings
+from availability.ledger.connection import ConnectionSettings
+from availability.ledger.errors import LedgerFunctionFailed, LedgerUnreachable
+from availability.ledger.library import packaged
 
 
 def owed() -> Pending:
@@ -43,3 +45,20 @@ def test_a_teller_that_fails_harms_nobody() -> None:
     pending.finish(error=LedgerUnreachable("gone"))
     with pytest.raises(LedgerUnreachable):
         pending.wait()
+
+
+def test_a_bug_after_sending_leaves_the_outcome_open() -> None:
+    """What was sent may count: its caller is told to ask again, and only what was not sent is told as not done."""
+    queue = CommitQueue(ConnectionSettings(url="unix:///nowhere"), QueueSettings(), packaged())
+    sent, unsent = owed(), owed()
+
+    def fails(group: list[Pending]) -> list[Pending]:
+        group[0].sent = True
+        raise ZeroDivisionError
+
+    queue._round_trip = fails  # type: ignore[method-assign]
+    queue._carry_out([sent, unsent])
+    with pytest.raises(LedgerUnreachable, match="ask again with the same id"):
+        sent.wait()
+    with pytest.raises(LedgerFunctionFailed):
+        unsent.wait()

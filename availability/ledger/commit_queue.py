@@ -273,7 +273,11 @@ class CommitQueue:
                 return
             except Exception as error:  # a bug must not stop the queue; callers see it
                 self._drop_connection()
-                self._fail(group, LedgerFunctionFailed(f"commit queue failed: {error!r}"))
+                _LOG.exception("the commit queue failed", calls=len(group))
+                for pending in group:
+                    # Of what was sent nobody knows whether it counts: asking again with the same id tells.
+                    failed = LedgerFunctionFailed(f"commit queue failed: {error!r}")
+                    pending.finish(error=_unanswered() if pending.sent else failed)
                 return
 
     def _drop_late(self, group: list[Pending]) -> list[Pending]:
