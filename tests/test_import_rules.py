@@ -20,7 +20,14 @@ OURS = ("availability", "ingest", "publisher")
 # What replica and history may know of the authority: its records, versions and reads; never its writes.
 LEDGER_READS = ("availability.ledger.record", "availability.ledger.reader", "availability.ledger.errors")
 # What a guest package may use of the server's.
-GUEST_PARTS = ("availability.client", "availability.replica", "availability.history", "availability.domain")
+GUEST_PARTS = (
+    "availability.client",
+    "availability.client_errors",
+    "availability.delta_sender",
+    "availability.replica",
+    "availability.history",
+    "availability.domain",
+)
 
 # module prefix → prefixes of ours that it may import besides itself. The longest matching prefix is the rule.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -40,7 +47,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "availability.history",
         "availability.telemetry",
     ),
-    "availability.client": ("availability.v1", "availability.domain"),
+    "availability.client": (
+        "availability.client_errors",
+        "availability.delta_sender",
+        "availability.v1",
+        "availability.domain",
+    ),
+    "availability.client_errors": (),
+    "availability.delta_sender": ("availability.client_errors", "availability.v1", "availability.domain"),
     # Composition roots: they read the configuration, build the parts and hand them to each other.
     "availability.app": OURS,
     "availability.cli": OURS,

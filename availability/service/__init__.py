@@ -1,1 +1,1 @@
-"""The server's own layer: handlers, and what carries them over gRPC. Read `rpcs`, then `grpc_adapter`."""
+"""The server's own layer: handlers, and what carries them over gRPC. Read `rpcs`, `grpc_pipeline`, `grpc_adapter`."""

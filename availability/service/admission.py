@@ -5,7 +5,7 @@ first, reserves later. A long commit queue means that the ledger is slow: refusi
 reads from memory does not, so their limit on it is off unless set. Commits, releases, extends, order facts
 and operators are never refused here. What is refused tells the caller when to try again.
 
-The caller is `grpc_adapter`; the queues are `pool` and the ledger's group commit.
+The caller is `grpc_pipeline`; the queues are `pool` and the ledger's group commit.
 """
 
 from __future__ import annotations

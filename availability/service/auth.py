@@ -7,7 +7,7 @@ one changes nothing and is logged. A token itself is shown once, by `add_token`,
 printed. It is 256 random bits, so a plain hash is enough: nobody guesses it, and a slow hash would cost every
 call.
 
-This module knows no transport. Who asks it: `grpc_adapter`; who edits the file: the CLI's `token` command.
+This module knows no transport. Who asks it: `grpc_pipeline`; who edits the file: the CLI's `token` command.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ waits without saying so (a client that opens a call and sends no message) is not
 slot is lent too.
 
 It knows nothing of gRPC, and may not decide who is refused: that is `admission`. gRPC asks of a pool
-`submit`, and of what that returns `add_done_callback`. Streams do not belong here; `grpc_adapter` gives them
+`submit`, and of what that returns `add_done_callback`. Streams do not belong here; `grpc_pipeline` gives them
 pools of their own.
 """
 

@@ -1,7 +1,7 @@
 """Every RPC, the scope that it needs and how it fares under load. What is not in this table is not served.
 
 The table is compared with the contract's descriptors before a server starts, so that a new RPC is denied
-until somebody has decided both. The scopes are CONTRACT section 3's; who acts on the table is `grpc_adapter`.
+until somebody has decided both. The scopes are CONTRACT section 3's; who acts on the table is `grpc_pipeline`.
 """
 
 from __future__ import annotations
