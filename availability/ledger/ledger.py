@@ -257,8 +257,33 @@ class Ledger:
         raise AssertionError("unreachable")
 
 
+class ExpectedRow(msgspec.Struct, array_like=True, frozen=True):
+    """Supply of a sku that is announced and not here yet. ``kind`` is PURCHASE, TRANSFER or RETURN."""
+
+    node: str
+    kind: str
+    reference: str
+    line: str
+    quantity: int
+    due_us: int  # microseconds since 1970 UTC, 0 where nobody said
+
+
+class FeedRow(msgspec.Struct, array_like=True, frozen=True):
+    """A watched feed; ``heard_ms``: its last sign by the ledger's clock."""
+
+    source: str
+    node: str
+    heard_ms: int
+    interval_ms: int
+    grace_ms: int
+    stale: bool
+
+
 class Behind(msgspec.Struct, array_like=True, frozen=True):
-    """Reasons of quarantine per node, holds, orders (by their packed name), and every stream of every source."""
+    """Reasons of quarantine per node, holds, orders (by their packed name), and every stream of every source.
+
+    Then what is expected of the sku, and every watched feed.
+    """
 
     head: Head
     clock_ms: int
@@ -267,6 +292,8 @@ class Behind(msgspec.Struct, array_like=True, frozen=True):
     orders: list[tuple[str, dict[str, int]]]
     waived: list[tuple[str, tuple[dict[str, int], list[str]]]]
     streams: list[tuple[str, str, int, int, int, int]]
+    expected: list[ExpectedRow] = []
+    feeds: list[FeedRow] = []
 
 
 def split_order_name(name: str) -> tuple[str, str]:

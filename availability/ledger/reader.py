@@ -7,7 +7,16 @@ from typing import Protocol
 import msgspec
 
 from availability.domain.version import Version
-from availability.ledger.record import ChannelState, Entry, NodeState, OverrideState, StopState
+from availability.ledger.record import (
+    ChannelState,
+    Entry,
+    FeedState,
+    FenceState,
+    KitState,
+    NodeState,
+    OverrideState,
+    StopState,
+)
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True):
@@ -40,6 +49,7 @@ class SkuState(msgspec.Struct, array_like=True, frozen=True):
     positions: list[PositionState]
     overrides: list[OverrideState]
     stops: list[StopState]
+    fences: list[FenceState] = []  # ``left`` as it is now
 
 
 class PolicyState(msgspec.Struct, array_like=True, frozen=True):
@@ -49,6 +59,8 @@ class PolicyState(msgspec.Struct, array_like=True, frozen=True):
     nodes: list[NodeState]
     channels: list[ChannelState]
     stops: list[StopState]
+    kits: list[KitState] = []
+    feeds: list[FeedState] = []
 
 
 class Page(msgspec.Struct, array_like=True, frozen=True):
