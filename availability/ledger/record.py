@@ -151,6 +151,10 @@ class Cause(msgspec.Struct, array_like=True, frozen=True):
     occurred_us: int
     correlation_id: str
     author: str
+    expected_kind: int = 0  # these are left out where none is set
+    basis: int = 0
+    linked_order_source: str = ""
+    linked_order_ref: str = ""
 
 
 class NodeState(msgspec.Struct, array_like=True, frozen=True):

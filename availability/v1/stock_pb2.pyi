@@ -60,7 +60,7 @@ class _DeltaTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeltaType.V
     DELTA_TYPE_ORDER_CANCELLED: _DeltaType.ValueType  # 15
     """ordered := 0, of the order or (with a sku) of one line; holds that carry it are released."""
     DELTA_TYPE_LINK_ORDER: _DeltaType.ValueType  # 16
-    """Two names of one order."""
+    """Two names of one order: that of the order fields and that of the linked_order fields."""
 
 class DeltaType(_DeltaType, metaclass=_DeltaTypeEnumTypeWrapper):
     """DeltaType says what happened."""
@@ -98,7 +98,7 @@ DELTA_TYPE_ORDER_ALLOCATED: DeltaType.ValueType  # 14
 DELTA_TYPE_ORDER_CANCELLED: DeltaType.ValueType  # 15
 """ordered := 0, of the order or (with a sku) of one line; holds that carry it are released."""
 DELTA_TYPE_LINK_ORDER: DeltaType.ValueType  # 16
-"""Two names of one order."""
+"""Two names of one order: that of the order fields and that of the linked_order fields."""
 Global___DeltaType: _TypeAlias = DeltaType  # noqa: Y015
 
 class _StockState:
@@ -294,6 +294,8 @@ class Delta(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     EXPECTED_KIND_FIELD_NUMBER: _builtins.int
     BASIS_FIELD_NUMBER: _builtins.int
+    LINKED_ORDER_SOURCE_FIELD_NUMBER: _builtins.int
+    LINKED_ORDER_REF_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Required. Reporting system; the same as the request's."""
     stream: _builtins.str
@@ -311,7 +313,9 @@ class Delta(_message.Message):
     to_node: _builtins.str
     """Required for TRANSFER_OUT. Receiving node."""
     quantity: _builtins.int
-    """Required. Base units: at least 1; signed and not 0 for ADJUSTMENT and SHIPMENT; at least 0 for absolute types."""
+    """Required. Base units: at least 1; signed and not 0 for ADJUSTMENT and SHIPMENT; at least 0 for absolute types.
+    LINK_ORDER: 1 joins the two names, 0 takes that back.
+    """
     state: Global___StockState.ValueType
     """Optional. Part of the position that an ADJUSTMENT moves."""
     order_source: _builtins.str
@@ -323,7 +327,7 @@ class Delta(_message.Message):
     allocation_basis: Global___AllocationBasis.ValueType
     """Optional. Basis of an ORDER_ALLOCATED."""
     shipped_quantity: _builtins.int
-    """Optional. Shipped quantity that an OPEN allocation refers to."""
+    """Required for an OPEN allocation. Units of the line shipped from the node when it was said."""
     reference: _builtins.str
     """Optional. The source's document: purchase order, transfer."""
     reason: _builtins.str
@@ -336,6 +340,10 @@ class Delta(_message.Message):
     """Optional. Why the supply of an EXPECTED is expected."""
     basis: Global___SnapshotBasis.ValueType
     """Optional. What the quantity of a SET_ON_HAND counts."""
+    linked_order_source: _builtins.str
+    """Optional. Who gave the order of a LINK_ORDER its other name; the delta's source where empty."""
+    linked_order_ref: _builtins.str
+    """Optional. The other name of a LINK_ORDER's order; the reference where empty."""
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. When expected supply is due."""
@@ -370,10 +378,12 @@ class Delta(_message.Message):
         author: _builtins.str = ...,
         expected_kind: Global___ExpectedKind.ValueType = ...,
         basis: Global___SnapshotBasis.ValueType = ...,
+        linked_order_source: _builtins.str = ...,
+        linked_order_ref: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity", "due_time", b"due_time", "occurred_time", b"occurred_time", "shipped_quantity", b"shipped_quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity", "allocation_basis", b"allocation_basis", "author", b"author", "basis", b"basis", "correlation_id", b"correlation_id", "due_time", b"due_time", "event_id", b"event_id", "expected_kind", b"expected_kind", "line", b"line", "node", b"node", "occurred_time", b"occurred_time", "order_ref", b"order_ref", "order_source", b"order_source", "quantity", b"quantity", "reason", b"reason", "reference", b"reference", "shipped_quantity", b"shipped_quantity", "sku", b"sku", "source", b"source", "source_sequence", b"source_sequence", "state", b"state", "stream", b"stream", "to_node", b"to_node", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity", "allocation_basis", b"allocation_basis", "author", b"author", "basis", b"basis", "correlation_id", b"correlation_id", "due_time", b"due_time", "event_id", b"event_id", "expected_kind", b"expected_kind", "line", b"line", "linked_order_ref", b"linked_order_ref", "linked_order_source", b"linked_order_source", "node", b"node", "occurred_time", b"occurred_time", "order_ref", b"order_ref", "order_source", b"order_source", "quantity", b"quantity", "reason", b"reason", "reference", b"reference", "shipped_quantity", b"shipped_quantity", "sku", b"sku", "source", b"source", "source_sequence", b"source_sequence", "state", b"state", "stream", b"stream", "to_node", b"to_node", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shipped_quantity: _TypeAlias = _typing.Literal["shipped_quantity"]  # noqa: Y015
     _WhichOneofArgType__shipped_quantity: _TypeAlias = _typing.Literal["_shipped_quantity", b"_shipped_quantity"]  # noqa: Y015
