@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from availability.ledger.record import Cause, ChannelState, HoldLine
+from availability.ledger.record import Cause, ChannelState, HoldLine, PolicyBody, PositionChange
 
 
 class RequestKey(msgspec.Struct, array_like=True, frozen=True):
@@ -161,13 +161,17 @@ class StreamReply(msgspec.Struct, array_like=True, frozen=True):
 
 
 class PolicyChange(msgspec.Struct, array_like=True, frozen=True):
-    """``what`` names the writer in functions/12_policies.lua; ``value`` is its array."""
+    """``what`` names the writer in functions/12_policies.lua; ``value`` is its array.
+
+    ``etag``: the version that what this sets must have, "-" where nothing may be set; empty: not asked.
+    """
 
     request: RequestKey
     what: str
     value: list[object]
     reason: str
     auto_create: bool
+    etag: str = ""
 
 
 class PolicyReply(msgspec.Struct, array_like=True, frozen=True):
@@ -178,6 +182,16 @@ class PolicyReply(msgspec.Struct, array_like=True, frozen=True):
     replayed: bool
     name: str
     channel: ChannelState | bool
+
+
+class PreviewReply(msgspec.Struct, array_like=True, frozen=True):
+    """What a policy change would write to the log; ``version`` is the head's, and nothing was changed."""
+
+    status: str
+    version: str
+    name: str
+    body: PolicyBody
+    positions: list[PositionChange]
 
 
 class SweepReply(msgspec.Struct, array_like=True, frozen=True):

@@ -150,6 +150,10 @@ class Ledger:
         """Change a policy."""
         return self._write("policy", call, deadline, _POLICY)
 
+    def preview_policy(self, call: calls.PolicyChange) -> calls.PreviewReply:
+        """Decide a policy change as ``set_policy`` would, and write nothing."""
+        return _PREVIEW.decode(self._fcall("preview", _encode(call)))
+
     def sweep(self, deadline: float) -> calls.SweepReply:
         """Advance the clock, end due holds, forget what is past its time."""
         s = self.settings
@@ -335,6 +339,7 @@ decode_hold = _HOLD.decode
 _DELTAS = msgspec.msgpack.Decoder(calls.DeltasReply)
 _STREAM = msgspec.msgpack.Decoder(calls.StreamReply)
 _POLICY = msgspec.msgpack.Decoder(calls.PolicyReply)
+_PREVIEW = msgspec.msgpack.Decoder(calls.PreviewReply)
 _SWEEP = msgspec.msgpack.Decoder(calls.SweepReply)
 _TRIM = msgspec.msgpack.Decoder(calls.TrimReply)
 _HEAD = msgspec.msgpack.Decoder(Head)

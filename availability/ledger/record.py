@@ -224,6 +224,7 @@ class StopState(msgspec.Struct, array_like=True, frozen=True):
     """A sale stop set or (``blocked`` False) lifted. Empty channel or sku means every one.
 
     ``until_ms``: ledger clock at which it ends by an event of its own; 0: when somebody lifts it.
+    ``until_time_ms``: the same moment as it was asked for, milliseconds since 1970 UTC.
     """
 
     channel: str
@@ -234,6 +235,7 @@ class StopState(msgspec.Struct, array_like=True, frozen=True):
     reason: str
     clock_ms: int
     until_ms: int = 0
+    until_time_ms: int = 0
 
 
 class KitState(msgspec.Struct, array_like=True, frozen=True):

@@ -77,6 +77,9 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
     "REQUEST_ID_TOO_OLD": (Reason.REQUEST_ID_TOO_OLD, "this request_id is older than ids are remembered"),
     "UNKNOWN_CHANNEL": (Reason.UNKNOWN_CHANNEL, "no such channel"),
     "UNKNOWN_NODE": (Reason.UNKNOWN_NODE, "no such node here"),
+    "UNTIL_IN_PAST": (Reason.UNTIL_IN_PAST, "until is past already"),
+    "NOT_READY": (Reason.LEDGER_NOT_READY, "there is no ledger yet"),
+    "ETAG_MISMATCH": (Reason.ETAG_MISMATCH, "somebody else changed this since the etag was read"),
     "TOO_MANY_NODES": (Reason.INVALID_REQUEST, "as many nodes as there may be are declared already"),
     "RESERVATION_NOT_FOUND": (
         Reason.RESERVATION_NOT_FOUND,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from google.protobuf.message import Message
 
-from availability.domain.errors import invalid
+from availability.domain.errors import ServiceError, invalid
 from availability.domain.limits import CHANNEL_NODES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from availability.domain.text import text_problem
 from availability.ledger import calls
 from availability.ledger.ledger import Ledger
 from availability.ledger.record import ChannelState, OverrideState
@@ -25,6 +26,9 @@ from availability.v1 import common_pb2
 from availability.v1 import policy_pb2 as pb
 
 _ABSENT = -1
+UNTIL_MS_MAX = 253_402_300_799_999
+"""The last millisecond that a protobuf time holds."""
+ETAG_BYTES_MAX = 64
 
 
 class PolicyHandlers:
@@ -113,9 +117,10 @@ class PolicyHandlers:
             raise invalid("give a channel, a sku, or both")
         if request.state not in (common_pb2.SALE_STATE_SELLABLE, common_pb2.SALE_STATE_BLOCKED):
             raise invalid("state must be SELLABLE or BLOCKED", field="state")
-        not_built(until=request.HasField("until"))
         blocked = request.state == common_pb2.SALE_STATE_BLOCKED
-        reply = self._write(request, ctx, "sale_state", [request.channel, request.sku, blocked])
+        until_ms = _until_ms(request, blocked=blocked)
+        value: list[object] = [request.channel, request.sku, blocked, until_ms]
+        reply = self._write(request, ctx, "sale_state", value)
         return pb.SetSaleStateResponse(
             version=reply.version, replayed=reply.replayed, durability=self._durability
         )
@@ -157,15 +162,48 @@ class PolicyHandlers:
         )
 
     def _write(self, request: Message, ctx: CallContext, what: str, value: list[object]) -> calls.PolicyReply:
-        reason: str = request.reason  # type: ignore[attr-defined]  # every policy write has these four fields
-        check_reason(reason)
-        not_built(etag=bool(request.etag), validate_only=request.validate_only)  # type: ignore[attr-defined]
-        key = request_key(request.request_id, request, ctx)  # type: ignore[attr-defined]
-        change = calls.PolicyChange(key, what, value, reason, self._ledger.settings.auto_create)
+        change = self._change(request, ctx, what, value)
         reply = call(ctx, lambda: self._ledger.set_policy(change, ctx.deadline))
         if reply.status != "OK":
-            raise refuse(reply.status, name=reply.name)
+            raise _refused(reply.status, reply.name)
         return reply
+
+    def _change(
+        self, request: Message, ctx: CallContext, what: str, value: list[object]
+    ) -> calls.PolicyChange:
+        """Check what every policy write has, and make the ledger's call."""
+        reason: str = request.reason  # type: ignore[attr-defined]  # every policy write has these fields
+        etag: str = request.etag  # type: ignore[attr-defined]  # same
+        check_reason(reason)
+        not_built(validate_only=request.validate_only)  # type: ignore[attr-defined]  # same
+        problem = text_problem(etag, "etag", bytes_max=ETAG_BYTES_MAX, required=False)
+        if problem is not None:
+            raise invalid(problem, field="etag")
+        key = request_key(request.request_id, request, ctx)  # type: ignore[attr-defined]  # same
+        return calls.PolicyChange(key, what, value, reason, self._ledger.settings.auto_create, etag)
+
+
+def _refused(status: str, name: str) -> ServiceError:
+    if status == "ETAG_MISMATCH":
+        return refuse(status, etag=name)
+    return refuse(status, name=name)
+
+
+def _until_ms(request: pb.SetSaleStateRequest, *, blocked: bool) -> int:
+    """Milliseconds since 1970 at which a stop ends by itself, 0 where somebody must end it.
+
+    Whether it is past already is decided by the ledger, whose clock counts.
+    """
+    if not request.HasField("until"):
+        return 0
+    if not blocked:
+        raise invalid("until belongs to a stop: SELLABLE has no end", field="until")
+    until_ms = request.until.seconds * 1000 + request.until.nanos // 1_000_000
+    if until_ms <= 0:
+        raise refuse("UNTIL_IN_PAST", field="until")
+    if until_ms > UNTIL_MS_MAX:
+        raise invalid("until is after the year 9999", field="until")
+    return until_ms
 
 
 def _buffer_value(buffer: common_pb2.Buffer) -> tuple[int, int]:

@@ -29,6 +29,68 @@ local function put_extra(ctx, txn, sku, field, value)
   txn:hash(s.key, field, value, call('HGET', s.key, field))
 end
 
+-- Which version set last what a write of this kind sets; nil where nothing is set. Each takes ctx and the write's value.
+-- `at` counts where the version stands in what is stored: the layouts are those of record.py.
+local function stored(key, field, at)
+  local raw = call('HGET', key, field)
+  return raw and unpack_msg(raw)[at] or nil
+end
+
+local function of_override(ctx, v)
+  return stored(ctx.base .. 'pos:' .. v[2], 'v' .. v[1], 8)
+end
+
+local version_of = {
+  channel = function(ctx, v) return stored(ctx.base .. 'policy:channel', v[1], 11) end,
+  override = of_override,
+  clear_override = of_override,
+  safety_stock = function(ctx, v)
+    if v[1] == '' then return stored(ctx.base .. 'policy:node', v[2], 4) end
+    return stored(ctx.base .. 'pos:' .. v[1], 's' .. v[2], 1)
+  end,
+  node = function(ctx, v) return stored(ctx.base .. 'policy:node', v[1], 4) end,
+  sale_state = function(ctx, v)
+    if v[2] == '' then return stored(ctx.base .. 'policy:stop', v[1], 4) end
+    return stored(ctx.base .. 'pos:' .. v[2], 'b' .. v[1], 4)
+  end,
+  -- v = {kit_sku, …}
+  kit = function(ctx, v) return stored(ctx.base .. 'policy:kit', v[1], 4) end,
+  -- v = {channel, sku, …}; the rows are those of FenceState
+  fence = function(ctx, v)
+    local raw = call('HGET', ctx.base .. 'pos:' .. v[2], 'f')
+    for _, fence in ipairs(raw and unpack_msg(raw) or {}) do
+      if fence[1] == v[1] then return fence[4] end
+    end
+    return nil
+  end,
+  -- v = {source, node, …}
+  feed = function(ctx, v) return stored(ctx.base .. 'policy:feed', pair(v[1], v[2]), 6) end,
+}
+
+-- Stops that end by themselves: `stop_due`, the pair of channel and sku at its ledger clock (nil: it does not).
+local function set_stop_due(ctx, txn, channel, sku, until_ms)
+  local key, name = ctx.base .. 'stop_due', pair(channel, sku)
+  local old = tonumber(call('ZSCORE', key, name) or '') or false
+  if until_ms then
+    txn:put('ZADD', key, until_ms, name, old)
+  elseif old then
+    txn:put('ZREM', key, name, false, old)
+  end
+end
+
+-- Write a stop, or (not blocked) take it away. state is a StopState array of record.py.
+local function put_stop(ctx, txn, state, body)
+  local channel, sku, value = state[1], state[2], state[3] and pack(state) or false
+  if sku == '' then
+    local key = ctx.base .. 'policy:stop'
+    txn:hash(key, channel, value, call('HGET', key, channel))
+  else
+    put_extra(ctx, txn, sku, 'b' .. channel, value)
+  end
+  set_stop_due(ctx, txn, channel, sku, state[3] and state[8] > 0 and state[8] or nil)
+  body[6][1] = state
+end
+
 -- Each takes ctx, txn, its value, req, reason, body {reason, nodes, channels, overrides, cleared, stops}, auto_create
 -- and returns nil, or a refusal and the name that it is about.
 local writers = {
@@ -67,6 +129,8 @@ local writers = {
       local p, s = Positions.at(ctx, v[1], v[2])
       p.safety = v[3]
       Positions.touch(ctx, s, v[2])
+      local value = v[3] >= 0 and pack(stamp(ctx, {}, req, reason)) or false
+      txn:hash(s.key, 's' .. v[2], value, call('HGET', s.key, 's' .. v[2]))
     end
   end,
   -- v = {node, state}
@@ -78,22 +142,31 @@ local writers = {
     Policy.put_node(ctx, txn, state)
     body[2][1] = state
   end,
-  -- v = {channel ('' every), sku ('' every), blocked}
+  -- v = {channel ('' every), sku ('' every), blocked, until (milliseconds since 1970; 0: somebody ends it)}
   sale_state = function(ctx, txn, v, req, reason, body, auto_create)
     if v[1] ~= '' and not Policy.channel(ctx, v[1], auto_create) then return 'UNKNOWN_CHANNEL', v[1] end
-    stamp(ctx, v, req, reason)
-    local value = v[3] and pack(v) or false
-    if v[2] == '' then
-      local key = ctx.base .. 'policy:stop'
-      txn:hash(key, v[1], value, call('HGET', key, v[1]))
-    else
-      put_extra(ctx, txn, v[2], 'b' .. v[1], value)
+    local until_time, until_ms = v[4] or 0, 0
+    if until_time > 0 then
+      if until_time <= ctx.now then return 'UNTIL_IN_PAST', '' end
+      until_ms = ctx.clock + until_time - ctx.now
     end
-    body[6][1] = v
+    local state = stamp(ctx, {v[1], v[2], v[3]}, req, reason)
+    state[8], state[9] = until_ms, until_time
+    put_stop(ctx, txn, state, body)
   end,
 }
 
--- cmd = {req, what, value, reason, auto_create}; reply = {status, version, replayed, name, value as set | false}
+-- Refuse, or collect in txn and body. cmd as below. Returns a refusal and what it is about.
+local function decide(ctx, txn, cmd, body)
+  local etag = cmd[6] or ''
+  if etag ~= '' then
+    local current = version_of[cmd[2]](ctx, cmd[3]) or '-'
+    if current ~= etag then return 'ETAG_MISMATCH', current end
+  end
+  return writers[cmd[2]](ctx, txn, cmd[3], cmd[1], cmd[4], body, cmd[5])
+end
+
+-- cmd = {req, what, value, reason, auto_create, etag ('' not asked)}; reply = {status, version, replayed, name, value as set | false}
 function Policies.set(keys, args)
   local cmd = unpack_msg(args[2])
   local req = cmd[1]
@@ -108,7 +181,7 @@ function Policies.set(keys, args)
   Holds.expire(ctx, 4)
   local txn = Txn.new()
   local body = {cmd[4], {}, {}, {}, {}, {}}
-  local refused, name = writers[cmd[2]](ctx, txn, cmd[3], req, cmd[4], body, cmd[5])
+  local refused, name = decide(ctx, txn, cmd, body)
   local version = Log.next_version(ctx)
   if refused then
     txn = Txn.new()
@@ -121,4 +194,33 @@ function Policies.set(keys, args)
   Requests.remember(ctx, txn, req, 'OK', version)
   Log.emit(ctx, txn, KIND_POLICY, req, Positions.flush(ctx, txn), pack(body))
   return pack({'OK', version, false, '', cmd[2] == 'channel' and body[3][1] or false})
+end
+
+-- What a write would do, from the same code; nothing is written (99_register.lua lets Redis see to that).
+-- cmd as above; reply = {status, version of the head, name, body, positions}
+function Policies.preview(keys, args)
+  local head = call('HGET', keys[1], 'head')
+  if not head then return pack({'NOT_READY', '', '', {'', {}, {}, {}, {}, {}}, {}}) end
+  local cmd, ctx, txn = unpack_msg(args[1]), context(keys[1], head), Txn.new()
+  local body = {cmd[4], {}, {}, {}, {}, {}}
+  local refused, name = decide(ctx, txn, cmd, body)
+  return pack({refused or 'OK', Log.version(ctx), name or '', body, Positions.flush(ctx, txn)})
+end
+
+local BY_ITSELF = {'', 0, '', 0, 'ledger', ''} -- in the place of a request
+
+-- End stops whose time has come, at most `limit`, each as its own version. Returns how many.
+function Policies.end_stops(ctx, limit)
+  local due = call('ZRANGE', ctx.base .. 'stop_due', '-inf', int(ctx.clock), 'BYSCORE', 'LIMIT', '0', int(limit))
+  for _, name in ipairs(due) do
+    local length, at = match(name, '^(%d+):()')
+    local channel, sku = sub(name, at, at + length - 1), sub(name, at + length)
+    local txn, body = Txn.new(), {'until reached', {}, {}, {}, {}, {}}
+    local state = stamp(ctx, {channel, sku, false}, BY_ITSELF, 'until reached')
+    state[8], state[9] = 0, 0
+    put_stop(ctx, txn, state, body)
+    ctx.policy_changed = true
+    Log.emit(ctx, txn, KIND_POLICY, BY_ITSELF, Positions.flush(ctx, txn), pack(body))
+  end
+  return #due
 end

@@ -100,6 +100,7 @@ function Upkeep.sweep(keys, args)
   local ctx, fenced = Log.open(keys, args)
   if not ctx then return fenced end
   local expired = Holds.expire(ctx, cmd[1])
+  Policies.end_stops(ctx, cmd[1])
   local txn = Txn.new()
   local forgotten = forget_ended(ctx, txn, cmd[2]) + close_orders(ctx, txn, cmd[3], cmd[4])
   forget_ids(ctx, txn, 'req:', 'past_requests', floor(ctx.clock / DAY_MS) - 2)
