@@ -503,6 +503,11 @@ class Policies(pol_grpc.PolicyServiceServicer):
         with self.fake.lock:
             return pol.SetSaleStateResponse(version=self.fake.next_version())
 
+    def SetRingFence(self, request: Any, context: Any) -> Any:
+        self.fake.enter("SetRingFence", request, context)
+        with self.fake.lock:
+            return pol.SetRingFenceResponse(version=self.fake.next_version())
+
     def GetPolicy(self, request: Any, context: Any) -> Any:
         self.fake.enter("GetPolicy", request, context)
         with self.fake.lock:

@@ -198,6 +198,7 @@ def test_policy_commands_change_what_they_name(capsys: pytest.CaptureFixture[str
         ("safety-stock", "east", "--sku", "A", "--quantity", "2"),
         ("node", "west", "online"),
         ("sale-state", "blocked", "--sku", "A", "--for", "2h"),
+        ("fence", "web", "A", "4"),
     ):
         code, out, err = cli(capsys, "policy", *args, *why)
         assert (code, err) == (0, "")

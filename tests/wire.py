@@ -218,6 +218,10 @@ class Service:
         request = pol.SetSaleStateRequest(channel=channel, sku=sku, state=state, **self._policy_ids())
         self.call(self.policies.SetSaleState, request)
 
+    def set_fence(self, channel: str, sku: str, units: int) -> None:
+        request = pol.SetRingFenceRequest(channel=channel, sku=sku, units=units, **self._policy_ids())
+        self.call(self.policies.SetRingFence, request)
+
     def nodes(self) -> dict[str, tuple[bool, int]]:
         """List what is set per node: online, default safety stock."""
         answer: pol.ListPoliciesResponse = self.call(self.policies.ListPolicies, pol.ListPoliciesRequest())

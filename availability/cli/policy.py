@@ -215,6 +215,27 @@ def sale_state(
         _done(client.call(client.policies.SetSaleState, request), as_json)
 
 
+@app.command("fence")
+def fence(
+    channel: ChannelName,
+    sku: Sku,
+    units: Annotated[
+        int, typer.Argument(metavar="UNITS", help="Units left for it from now on; 0: no fence.")
+    ],
+    reason: Reason,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Keep units of a sku for one channel; others sell what is left of the nodes that they share with it."""
+    from availability.v1 import policy_pb2 as pol
+
+    request = pol.SetRingFenceRequest(channel=channel, sku=sku, units=units, reason=reason)
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetRingFence, request), as_json)
+
+
 @app.command("show")
 def show(
     channel: ChannelName,

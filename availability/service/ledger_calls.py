@@ -81,6 +81,12 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
     "NOT_READY": (Reason.LEDGER_NOT_READY, "there is no ledger yet"),
     "ETAG_MISMATCH": (Reason.ETAG_MISMATCH, "somebody else changed this since the etag was read"),
     "TOO_MANY_NODES": (Reason.INVALID_REQUEST, "as many nodes as there may be are declared already"),
+    "KIT_SKU": (Reason.KIT_SKU, "this is a kit: name its parts"),
+    "FENCE_OVER_POOL": (
+        Reason.FENCE_OVER_POOL,
+        "more units than the pool of the channel's nodes has now, which is named here",
+    ),
+    "TOO_MANY_FENCES": (Reason.INVALID_REQUEST, "as many channels as may fence a sku do so already"),
     "RESERVATION_NOT_FOUND": (
         Reason.RESERVATION_NOT_FOUND,
         "no such reservation, or it ended more than 24 h ago",

@@ -125,6 +125,16 @@ class PolicyHandlers:
             version=reply.version, replayed=reply.replayed, durability=self._durability
         )
 
+    def set_ring_fence(self, request: pb.SetRingFenceRequest, ctx: CallContext) -> pb.SetRingFenceResponse:
+        """Set the units of a sku that only one channel may sell."""
+        check_id(request.channel, "channel")
+        check_id(request.sku, "sku")
+        check_quantity(request.units, "units", least=0)
+        reply = self._write(request, ctx, "fence", [request.channel, request.sku, request.units])
+        return pb.SetRingFenceResponse(
+            version=reply.version, replayed=reply.replayed, durability=self._durability
+        )
+
     def get_policy(self, request: pb.GetPolicyRequest, ctx: CallContext) -> pb.GetPolicyResponse:
         """Return a channel's policy and a page of its overrides."""
         check_id(request.channel, "channel")

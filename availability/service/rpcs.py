@@ -110,6 +110,7 @@ RPCS: tuple[Rpc, ...] = (
         SetSafetyStock=CallClass.ADMIN,
         SetNode=CallClass.ADMIN,
         SetSaleState=CallClass.ADMIN,
+        SetRingFence=CallClass.ADMIN,
         GetPolicy=CallClass.ADMIN,
         ListPolicies=CallClass.ADMIN,
     ),

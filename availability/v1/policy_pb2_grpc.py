@@ -65,6 +65,11 @@ class PolicyServiceStub:
                 request_serializer=availability_dot_v1_dot_policy__pb2.SetSaleStateRequest.SerializeToString,
                 response_deserializer=availability_dot_v1_dot_policy__pb2.SetSaleStateResponse.FromString,
                 _registered_method=True)
+        self.SetRingFence = channel.unary_unary(
+                '/availability.v1.PolicyService/SetRingFence',
+                request_serializer=availability_dot_v1_dot_policy__pb2.SetRingFenceRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_policy__pb2.SetRingFenceResponse.FromString,
+                _registered_method=True)
         self.GetPolicy = channel.unary_unary(
                 '/availability.v1.PolicyService/GetPolicy',
                 request_serializer=availability_dot_v1_dot_policy__pb2.GetPolicyRequest.SerializeToString,
@@ -123,6 +128,14 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRingFence(self, request, context):
+        """SetRingFence sets how many units of a sku only one channel may sell from now on; it starts a new generation, and holds
+        of an earlier one return nothing to it. Errors: UNKNOWN_CHANNEL, KIT_SKU, FENCE_OVER_POOL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicy(self, request, context):
         """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL.
         """
@@ -169,6 +182,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.SetSaleState,
                     request_deserializer=availability_dot_v1_dot_policy__pb2.SetSaleStateRequest.FromString,
                     response_serializer=availability_dot_v1_dot_policy__pb2.SetSaleStateResponse.SerializeToString,
+            ),
+            'SetRingFence': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRingFence,
+                    request_deserializer=availability_dot_v1_dot_policy__pb2.SetRingFenceRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_policy__pb2.SetRingFenceResponse.SerializeToString,
             ),
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
@@ -344,6 +362,33 @@ class PolicyService:
             '/availability.v1.PolicyService/SetSaleState',
             availability_dot_v1_dot_policy__pb2.SetSaleStateRequest.SerializeToString,
             availability_dot_v1_dot_policy__pb2.SetSaleStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRingFence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.PolicyService/SetRingFence',
+            availability_dot_v1_dot_policy__pb2.SetRingFenceRequest.SerializeToString,
+            availability_dot_v1_dot_policy__pb2.SetRingFenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class PolicyServiceStub:
     """SetNode declares a node or changes its state."""
     SetSaleState: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SetSaleStateRequest, _policy_pb2.SetSaleStateResponse]
     """SetSaleState stops or allows the sale of a sku, of a channel, or of a sku in one channel. Any stop in force blocks."""
+    SetRingFence: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SetRingFenceRequest, _policy_pb2.SetRingFenceResponse]
+    """SetRingFence sets how many units of a sku only one channel may sell from now on; it starts a new generation, and holds
+    of an earlier one return nothing to it. Errors: UNKNOWN_CHANNEL, KIT_SKU, FENCE_OVER_POOL.
+    """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]
     """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]
@@ -67,6 +71,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """SetNode declares a node or changes its state."""
     SetSaleState: _aio.UnaryUnaryMultiCallable[_policy_pb2.SetSaleStateRequest, _policy_pb2.SetSaleStateResponse]  # type: ignore[assignment]
     """SetSaleState stops or allows the sale of a sku, of a channel, or of a sku in one channel. Any stop in force blocks."""
+    SetRingFence: _aio.UnaryUnaryMultiCallable[_policy_pb2.SetRingFenceRequest, _policy_pb2.SetRingFenceResponse]  # type: ignore[assignment]
+    """SetRingFence sets how many units of a sku only one channel may sell from now on; it starts a new generation, and holds
+    of an earlier one return nothing to it. Errors: UNKNOWN_CHANNEL, KIT_SKU, FENCE_OVER_POOL.
+    """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]  # type: ignore[assignment]
@@ -122,6 +130,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.SetSaleStateResponse, _abc.Awaitable[_policy_pb2.SetSaleStateResponse]]:
         """SetSaleState stops or allows the sale of a sku, of a channel, or of a sku in one channel. Any stop in force blocks."""
+
+    @_abc_1.abstractmethod
+    def SetRingFence(
+        self,
+        request: _policy_pb2.SetRingFenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.SetRingFenceResponse, _abc.Awaitable[_policy_pb2.SetRingFenceResponse]]:
+        """SetRingFence sets how many units of a sku only one channel may sell from now on; it starts a new generation, and holds
+        of an earlier one return nothing to it. Errors: UNKNOWN_CHANNEL, KIT_SKU, FENCE_OVER_POOL.
+        """
 
     @_abc_1.abstractmethod
     def GetPolicy(

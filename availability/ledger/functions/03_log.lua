@@ -79,12 +79,17 @@ end
 -- What stands for a request where nobody asked: an expiry, a handshake.
 local NOBODY = {'', 0, '', 0, '', ''}
 
--- Commit a transaction as one version, of a request (04_requests.lua) or of NOBODY. `body` is packed. A change of
+-- Commit a transaction as one version, of a request (04_requests.lua) or of NOBODY. `body` is packed; ring-fences that
+-- Positions.flush wrote (ctx.fences) come after it. A change of
 -- policy or nodes (ctx.policy_changed) stamps the chain into the head: it names what 05_policy.lua may keep between
 -- calls.
 function Log.emit(ctx, txn, kind, req, positions, body)
   local seq, id = ctx.seq + 1, Log.next_version(ctx)
-  local raw = ARRAY[7] .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body
+  local fences = ctx.fences
+  local raw = ARRAY[fences and 8 or 7] .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body
+  if fences then
+    raw, ctx.fences = raw .. pack(fences), nil
+  end
   local chain = sub(sha1hex(chain_text(ctx.chain) .. id .. raw), 1, 32)
   ctx.seq, ctx.chain, ctx.next = seq, chain, false
   if ctx.policy_changed then ctx.policy = chain end

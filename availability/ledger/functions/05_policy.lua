@@ -70,7 +70,7 @@ end
 local function from_state(ctx, p, blocked)
   local ch = {
     name = p[1], units = p[4], percent = p[5], oversell = p[6], blocked = blocked, nodes = {}, online = {}, safety = {},
-    fields = {'k', 'b', 'b' .. p[1], 'v' .. p[1]}, -- what it reads of a sku: 06_positions.lua
+    fields = {'k', 'b', 'b' .. p[1], 'v' .. p[1], 'f'}, -- what it reads of a sku: 06_positions.lua
   }
   if p[2] then
     for i, n in ipairs(Policy.node_table(ctx)) do
@@ -84,7 +84,7 @@ local function from_state(ctx, p, blocked)
       ch.nodes[i], ch.online[i], ch.safety[i] = name, n[2] == ONLINE, n[3]
     end
   end
-  for i, name in ipairs(ch.nodes) do ch.fields[4 + i] = 'n' .. name end
+  for i, name in ipairs(ch.nodes) do ch.fields[5 + i] = 'n' .. name end
   return ch
 end
 

@@ -1,6 +1,7 @@
 -- Positions: one hash per sku, a packed value per node ("n" .. node), and the sku's small extras:
 --   "k" it has a position · "i" it is in the list of skus · "b" .. channel a stop ("b" alone: every channel)
---   "s" .. node who set a safety stock of its own {version, author, reason, clock} · "v" .. channel an override · "q" .. node quarantined by reason · later: "f" .. channel what is left of a fence.
+--   "v" .. channel an override · "s" .. node who set a safety stock of its own {version, author, reason, clock}
+--   "q" .. node quarantined by reason · "f" every channel's ring-fence (FenceState rows of record.py).
 -- Beside it `use:<sku>` names who stands behind reserved and committed: "h" .. reservation, "o" .. order,
 -- and "w" .. order what its own facts count already of the holds that carry it.
 -- Everything read is kept in ctx.skus for the call; changes are flushed once.
@@ -32,10 +33,11 @@ function Positions.read(ctx, sku, channel)
   s.channel = channel.name
   s.blocked = channel.blocked or (found[2] or found[3]) and true or false
   s.override = found[4] and unpack_msg(found[4]) or nil
+  if found[5] and not s.fence_raw then s.fence_raw = found[5] end
   local names, nodes = channel.nodes, s.nodes
   for i = 1, #names do
     local node = names[i]
-    if not nodes[node] then nodes[node] = decode(node, found[4 + i]) end
+    if not nodes[node] then nodes[node] = decode(node, found[5 + i]) end
   end
   return s
 end
@@ -61,6 +63,56 @@ function Positions.touch(ctx, s, node)
   end
 end
 
+-- The sku's ring-fences as FenceState rows, by channel; kept for the call. `fence_raw` is nil where no grant has read
+-- the sku, or where there are none.
+function Positions.fences(s)
+  if not s.fences then
+    if s.fence_raw == nil then s.fence_raw = call('HGET', s.key, 'f') end
+    s.fences = s.fence_raw and unpack_msg(s.fence_raw) or {}
+  end
+  return s.fences
+end
+
+-- Note that a fence changes; what is left is already in it.
+function Positions.touch_fence(ctx, s, fence)
+  local touched = ctx.fenced or {}
+  ctx.fenced = touched
+  if not touched[fence] then
+    touched[fence] = s
+    touched[#touched + 1] = fence
+  end
+end
+
+-- What other channels than those read so far need of a sku: their override's exclusions and their nodes, one HMGET.
+-- Kept for the call in s.nodes and s.excluded {channel: {node: true}}.
+function Positions.read_others(s, channels)
+  local fields, wanted, nodes = {}, {}, s.nodes
+  s.excluded = s.excluded or {}
+  for _, channel in ipairs(channels) do
+    if not s.excluded[channel.name] then
+      fields[#fields + 1] = 'v' .. channel.name
+      for _, node in ipairs(channel.nodes) do
+        if not nodes[node] and not wanted[node] then
+          wanted[node] = true
+          fields[#fields + 1] = 'n' .. node
+        end
+      end
+    end
+  end
+  if #fields == 0 then return end
+  local found = call('HMGET', s.key, unpack(fields))
+  for i, field in ipairs(fields) do
+    local name = sub(field, 2)
+    if byte(field) == 110 then -- n
+      nodes[name] = decode(name, found[i])
+    else
+      local excluded = {}
+      for _, node in ipairs(found[i] and unpack_msg(found[i])[7] or {}) do excluded[node] = true end
+      s.excluded[name] = excluded
+    end
+  end
+end
+
 -- Put a sku into the list of skus, once.
 function Positions.list(ctx, txn, s)
   if s.listed == nil then s.listed = call('HGET', s.key, 'i') and true or false end
@@ -69,6 +121,19 @@ function Positions.list(ctx, txn, s)
     txn:hash(s.key, 'i', '1', false)
     txn:add({'RPUSH', ctx.base .. 'skus', s.sku})
   end
+end
+
+-- Write the fences that changed, and leave FenceLeft rows for the record.
+local function flush_fences(ctx, txn)
+  local touched, left = ctx.fenced, {}
+  for i, fence in ipairs(touched) do
+    local s = touched[fence]
+    left[i] = {fence[1], fence[2], fence[3], fence[4]}
+    local raw = pack(s.fences)
+    txn:change(s.key, 'f', raw, s.fence_raw)
+    s.fence_raw = raw
+  end
+  ctx.fences, ctx.fenced = left, nil
 end
 
 -- Write what changed; returns the record's positions.
@@ -105,6 +170,7 @@ function Positions.flush(ctx, txn)
     p.raw, p.of = raw, false
   end
   ctx.dirty = {}
+  if ctx.fenced then flush_fences(ctx, txn) end
   return changes
 end
 

@@ -2,6 +2,7 @@
 -- domain/formula.py for arrays; a property test holds both equal to a third, plain one.
 
 local Sourcing = {}
+local Fences = {} -- 07_sourcing_fences.lua
 
 local function net_of(p, default_safety)
   local safety = p.safety >= 0 and p.safety or default_safety
@@ -10,9 +11,9 @@ local function net_of(p, default_safety)
 end
 Sourcing.net_of = net_of
 
--- What the channel can sell of a sku. `only` limits it to one node: as if the channel had only that one.
--- Returns sellable and the places {node, free, node, free, ...} of N in sourcing order.
-function Sourcing.look(ctx, channel, s, only)
+-- The channel's figures of a sku; `only` limits it to one node: as if the channel had only that one.
+-- Returns pool, buffer, oversell limit and the places {node, free, node, free, ...} of N in sourcing order.
+function Sourcing.figures(channel, s, only)
   local override = s.override
   local excluded
   local units, percent, oversell = channel.units, channel.percent, channel.oversell
@@ -37,9 +38,14 @@ function Sourcing.look(ctx, channel, s, only)
       end
     end
   end
-  local buffer = percent >= 0 and ceil(percent * gives / 100) or units
-  local fenced = 0 -- the place of ring-fences
-  if s.blocked or not s.known then return 0, places, pool - buffer - fenced end
+  return pool, percent >= 0 and ceil(percent * gives / 100) or units, oversell, places
+end
+
+-- What the channel can sell of a sku. Returns sellable and the places of N, as above.
+function Sourcing.look(ctx, channel, s, only)
+  local pool, buffer, oversell, places = Sourcing.figures(channel, s, only)
+  if s.blocked or not s.known then return 0, places end
+  local fenced = s.fence_raw and Fences.against(ctx, channel, s, places) or 0
   return max(0, pool - buffer - fenced + oversell), places
 end
 

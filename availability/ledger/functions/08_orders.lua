@@ -254,7 +254,7 @@ local function auto_places(ctx, o, sku)
   local channel = o.meta[CHANNEL] ~= '' and Policy.channel(ctx, o.meta[CHANNEL], false)
     or Policy.channel(ctx, o.meta[5], false) or Policy.everywhere(ctx)
   local s = Positions.read(ctx, sku, channel)
-  local _, places = Sourcing.look(ctx, channel, s)
+  local _, _, _, places = Sourcing.figures(channel, s)
   if #places == 0 then
     local first = channel.nodes[1] or (Policy.node_table(ctx)[1] or {})[1]
     if first then places = {first, 0} end

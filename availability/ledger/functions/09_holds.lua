@@ -1,7 +1,7 @@
 -- Holds: the stored reservation and what its life does to positions.
 --
 -- `res:<id>` is {state, channel, order_source, order_ref, create_ms, due_ms, version, end_ms, created (wall ms),
--- order_cancelled, lines, node asked for or ''}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}}, ...}. Active ones have no TTL: only a ledger
+-- order_cancelled, lines, node asked for or ''}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}, fenced (absent: 0), generation}, ...}. Active ones have no TTL: only a ledger
 -- event ends them. Deadlines stand in `due`, ended ones in `ended:<state>` until they are forgotten.
 
 local Holds = {}
@@ -89,6 +89,7 @@ function Holds.end_all(ctx, txn, id, hold, raw, state)
   local order = Holds.order_of(ctx, hold)
   for _, line in ipairs(hold[H_LINES]) do
     Holds.move(ctx, txn, id, line[1], line[3], NO_SOURCES, order)
+    Fences.give_back(ctx, hold[H_CHANNEL], line)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   Holds.finish(ctx, txn, id, hold, state)

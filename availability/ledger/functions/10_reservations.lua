@@ -90,6 +90,7 @@ function Reservations.reserve(keys, args)
   for i = 1, #granted do
     local line = granted[i]
     Holds.move(ctx, txn, id, line[1], NO_SOURCES, line[3], order)
+    Fences.take(ctx, channel_name, line)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   if order then
@@ -132,7 +133,7 @@ end
 -- to commit, or nil where they are not there any more.
 local function anew(ctx, hold, order)
   local channel = Policy.channel(ctx, hold[H_CHANNEL], true)
-  local lines = {}
+  local lines, grants = {}, {}
   for _, line in ipairs(hold[H_LINES]) do
     local units = 0
     for _, src in ipairs(line[3]) do units = units + src[2] end
@@ -140,13 +141,15 @@ local function anew(ctx, hold, order)
     local s = Positions.read(ctx, line[1], channel)
     local can, places = Sourcing.grantable(ctx, channel, s, hold[12] ~= '' and hold[12] or nil)
     if said or covered >= units then
-      lines[#lines + 1] = line
+      lines[#lines + 1] = {line[1], line[2], line[3]} -- nothing is granted: nothing is fenced
     elseif units - covered > can then
       return nil
     else
       lines[#lines + 1] = {line[1], line[2], (Sourcing.take(places, units))}
+      grants[#lines] = units - covered
     end
   end
+  for i, units in pairs(grants) do Fences.take(ctx, hold[H_CHANNEL], lines[i], units) end
   return lines
 end
 
@@ -221,8 +224,10 @@ function Reservations.split(lines, units)
     if wanted > held then return nil end
     units[line[1]] = nil
     local gone, stays = Sourcing.give_back(line[3], wanted)
-    if #gone > 0 then taken[#taken + 1] = {line[1], line[2], gone} end
-    if #stays > 0 then left[#left + 1] = {line[1], line[2], stays} end
+    local gone_line, left_line = {line[1], line[2], gone}, {line[1], line[2], stays}
+    Fences.split(line, gone_line, left_line, held - wanted)
+    if #gone > 0 then taken[#taken + 1] = gone_line end
+    if #stays > 0 then left[#left + 1] = left_line end
   end
   if next(units) then return nil end
   return taken, left
@@ -245,6 +250,7 @@ function Reservations.give_back(ctx, txn, id, hold, raw, units)
     Holds.move(ctx, txn, id, line[1], line[3], stays[line[1]] or NO_SOURCES, order)
     if order then Orders.settle(ctx, order, line[1]) end
   end
+  for _, line in ipairs(taken) do Fences.give_back(ctx, hold[H_CHANNEL], line) end
   hold[H_LINES], hold[VERSION] = left, Log.next_version(ctx)
   Holds.store(ctx, txn, id, hold, raw)
   return {id, false, taken}

@@ -2,6 +2,7 @@
 
 local Policies = {}
 local KIND_POLICY = 7
+local FENCES_MAX = 100 -- of one sku: a grant reads the nodes of all of them
 
 local function stamp(ctx, state, req, reason)
   local n = #state
@@ -91,7 +92,8 @@ local function put_stop(ctx, txn, state, body)
   body[6][1] = state
 end
 
--- Each takes ctx, txn, its value, req, reason, body {reason, nodes, channels, overrides, cleared, stops}, auto_create
+-- Each takes ctx, txn, its value, req, reason, body {reason, nodes, channels, overrides, cleared, stops, kits, fences,
+-- feeds}, auto_create
 -- and returns nil, or a refusal and the name that it is about.
 local writers = {
   channel = function(ctx, txn, v, req, reason, body, auto_create)
@@ -154,6 +156,27 @@ local writers = {
     state[8], state[9] = until_ms, until_time
     put_stop(ctx, txn, state, body)
   end,
+  -- v = {channel, sku, units (0: no fence)}
+  fence = function(ctx, txn, v, req, reason, body, auto_create)
+    local channel = Policy.channel(ctx, v[1], auto_create)
+    if not channel then return 'UNKNOWN_CHANNEL', v[1] end
+    local s = Positions.read(ctx, v[2], channel)
+    if call('HGET', s.key, 'c') then return 'KIT_SKU', v[2] end
+    local pool = Sourcing.figures(channel, s)
+    if v[3] > max(0, pool) then return 'FENCE_OVER_POOL', int(pool) end
+    local rows = {}
+    for _, fence in ipairs(Positions.fences(s)) do
+      if fence[1] ~= v[1] then rows[#rows + 1] = fence end
+    end
+    stamp(ctx, v, req, reason)
+    if v[3] > 0 then
+      if #rows >= FENCES_MAX then return 'TOO_MANY_FENCES', v[2] end
+      rows[#rows + 1] = v
+      table.sort(rows, function(a, b) return before(a[1], b[1]) end)
+    end
+    txn:change(s.key, 'f', rows[1] and pack(rows) or false, s.fence_raw or false)
+    body[8][1] = v
+  end,
 }
 
 -- Refuse, or collect in txn and body. cmd as below. Returns a refusal and what it is about.
@@ -180,7 +203,7 @@ function Policies.set(keys, args)
   end
   Holds.expire(ctx, 4)
   local txn = Txn.new()
-  local body = {cmd[4], {}, {}, {}, {}, {}}
+  local body = {cmd[4], {}, {}, {}, {}, {}, {}, {}, {}}
   local refused, name = decide(ctx, txn, cmd, body)
   local version = Log.next_version(ctx)
   if refused then

@@ -30,7 +30,7 @@ end
 
 local function sku_state(base, sku)
   local rows = call('HGETALL', base .. 'pos:' .. sku)
-  local positions, overrides, stops = {}, {}, {}
+  local positions, overrides, stops, fences = {}, {}, {}, {}
   for i = 1, #rows, 2 do
     local kind, value = byte(rows[i]), rows[i + 1]
     if kind == 110 then -- n
@@ -40,9 +40,11 @@ local function sku_state(base, sku)
       overrides[#overrides + 1] = unpack_msg(value)
     elseif kind == 98 then -- b
       stops[#stops + 1] = unpack_msg(value)
+    elseif kind == 102 then -- f
+      fences = unpack_msg(value)
     end
   end
-  return {sku, positions, overrides, stops}
+  return {sku, positions, overrides, stops, fences}
 end
 
 -- ARGV = index, count; reply = Page of reader.py
