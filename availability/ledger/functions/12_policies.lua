@@ -225,7 +225,7 @@ function Policies.preview(keys, args)
   local head = call('HGET', keys[1], 'head')
   if not head then return pack({'NOT_READY', '', '', {'', {}, {}, {}, {}, {}}, {}}) end
   local cmd, ctx, txn = unpack_msg(args[1]), context(keys[1], head), Txn.new()
-  local body = {cmd[4], {}, {}, {}, {}, {}}
+  local body = {cmd[4], {}, {}, {}, {}, {}, {}, {}, {}}
   local refused, name = decide(ctx, txn, cmd, body)
   return pack({refused or 'OK', Log.version(ctx), name or '', body, Positions.flush(ctx, txn)})
 end
