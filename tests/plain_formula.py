@@ -5,8 +5,8 @@ Nothing here may be clever, share code with availability.domain.formula, or be i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 IN_STOCK, LOW_STOCK, OUT_OF_STOCK, OVERSELLING, BLOCKED, UNKNOWN_SKU = range(1, 7)
 
@@ -31,6 +31,14 @@ class PlainChannel:
     blocked: bool = False
 
 
+@dataclass(frozen=True)
+class PlainFence:
+    """What is left of another channel's ring-fence of the sku."""
+
+    left: int
+    channel: PlainChannel
+
+
 def plain_give(position: PlainPosition) -> int:
     return max(0, position.on_hand - max(0, position.quarantined) - position.safety_stock)
 
@@ -46,8 +54,38 @@ def plain_buffer(channel: PlainChannel, gives: int) -> int:
     return whole + (1 if rest else 0)
 
 
-def plain_answer(positions: Mapping[str, PlainPosition], channel: PlainChannel) -> tuple[int, int]:
-    """Return (sellable, state number) of one sku."""
+def plain_counted(channel: PlainChannel) -> list[str]:
+    """N: the channel's nodes that count, whether the sku has a position there or not."""
+    return [node for node in channel.nodes if node not in channel.not_counted]
+
+
+def plain_fenced(
+    positions: Mapping[str, PlainPosition], channel: PlainChannel, fences: Sequence[PlainFence]
+) -> int:
+    """What the channel must leave for the others' fences.
+
+    A fence is covered first by what is free in its channel's N outside of this channel's N. Where the two Ns have no
+    node in common, nothing that this channel sells can be missing to the other: the term is 0.
+    """
+    mine = plain_counted(channel)
+    fenced = 0
+    for fence in fences:
+        missing = fence.left
+        shares = False
+        for node in plain_counted(fence.channel):
+            if node in mine:
+                shares = True
+            elif node in positions:
+                missing -= max(0, plain_net(positions[node]))
+        if shares:
+            fenced += max(0, missing)
+    return fenced
+
+
+def plain_answer(
+    positions: Mapping[str, PlainPosition], channel: PlainChannel, fences: Sequence[PlainFence] = ()
+) -> tuple[int, int]:
+    """Return (sellable, state number) of one sku; ``fences`` are those of other channels."""
     if not positions:
         return 0, UNKNOWN_SKU
     if channel.blocked:
@@ -61,7 +99,7 @@ def plain_answer(positions: Mapping[str, PlainPosition], channel: PlainChannel) 
         else:
             pool += plain_net(positions[node])
             gives += plain_give(positions[node])
-    share = pool - plain_buffer(channel, gives)
+    share = pool - plain_buffer(channel, gives) - plain_fenced(positions, channel, fences)
     sellable = max(0, share + channel.oversell_limit)
     if sellable == 0:
         return 0, OUT_OF_STOCK
@@ -70,11 +108,19 @@ def plain_answer(positions: Mapping[str, PlainPosition], channel: PlainChannel) 
     return sellable, LOW_STOCK if sellable <= channel.low_stock_threshold else IN_STOCK
 
 
-def plain_node(positions: Mapping[str, PlainPosition], channel: PlainChannel, node: str) -> tuple[int, int]:
-    """Return (free, sellable) of one of the channel's nodes."""
-    sellable, _ = plain_answer(positions, channel)
+def plain_node(
+    positions: Mapping[str, PlainPosition],
+    channel: PlainChannel,
+    node: str,
+    fences: Sequence[PlainFence] = (),
+) -> tuple[int, int]:
+    """Return (free, sellable) of one of the channel's nodes: as if the channel had only that one, fences too."""
+    sellable, _ = plain_answer(positions, channel, fences)
     position = positions.get(node, PlainPosition(on_hand=0))
     if node in channel.not_counted:
         return max(0, plain_net(position)), 0
-    alone = plain_net(position) - plain_buffer(channel, plain_give(position)) + channel.oversell_limit
+    fenced = plain_fenced(positions, replace(channel, nodes=(node,)), fences)
+    alone = (
+        plain_net(position) - plain_buffer(channel, plain_give(position)) - fenced + channel.oversell_limit
+    )
     return max(0, plain_net(position)), min(sellable, max(0, alone))
