@@ -4,7 +4,7 @@ It is the third, independent computation: it imports nothing of ours, is fast en
 meant to be read beside CONTRACT.md sections 2 to 4, in its words. Where the ledger and this file disagree,
 one of them has a bug. Time does not pass here: a test says `expire` when the ledger ended a hold.
 
-Not modelled: kits, fences, feeds, links, transfers, expected supply, SET_ON_HAND, and what waits for a clock.
+Not modelled: kits, feeds, links, transfers, expected supply, SET_ON_HAND, and what waits for a clock.
 """
 
 from __future__ import annotations
@@ -120,6 +120,14 @@ class Position:
 
 
 @dataclass
+class Fence:
+    """Units of a sku that only one channel may sell: what is left of those that were set as a generation."""
+
+    left: int
+    generation: int
+
+
+@dataclass
 class Source:
     """Units of a hold at one node; `oversold` of them beyond what was free there."""
 
@@ -130,7 +138,10 @@ class Source:
 
 @dataclass
 class Hold:
-    """A reservation. `lines` is what it holds per sku, in order of sourcing, or held when it ended."""
+    """A reservation. `lines` is what it holds per sku, in order of sourcing, or held when it ended.
+
+    `fenced` are units of a line that came from its channel's ring-fence, and of which generation.
+    """
 
     channel: str
     order_source: str
@@ -138,6 +149,7 @@ class Hold:
     node: str
     lines: dict[str, list[Source]]
     state: str = "ACTIVE"
+    fenced: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def quantity(self, sku: str) -> int:
         return sum(source.quantity for source in self.lines.get(sku, []))
@@ -265,6 +277,7 @@ class Terms:
     state: str
     pool: int
     buffer: int
+    fenced: int
     oversell_limit: int
     blocked: bool
 
@@ -339,6 +352,8 @@ class Model:
         self.channels: dict[str, Policy] = {}
         self.overrides: dict[tuple[str, str], Override] = {}
         self.stops: set[tuple[str, str]] = set()
+        self.fences: dict[tuple[str, str], Fence] = {}
+        self.fences_set = 0
         self.positions: dict[str, dict[str, Position]] = {}
         self.holds: dict[str, Hold] = {}
         self.orders: dict[OrderName, Order] = {}
@@ -391,38 +406,57 @@ class Model:
     def blocked(self, channel: str, sku: str) -> bool:
         return bool(self.stops & {(channel, ""), ("", sku), (channel, sku)})
 
+    def fenced(self, channel: str, sku: str, mine: Iterable[str]) -> int:
+        """What a channel that sells from these nodes must leave for the fences of others.
+
+        A fence is covered first by what is free where its channel sells and this one does not; a channel that
+        shares no node with it owes it nothing.
+        """
+        mine = set(mine)
+        total = 0
+        for (other, of), fence in self.fences.items():
+            if of != sku or other == channel:
+                continue
+            theirs = set(self._serving(other, sku))
+            if mine & theirs:
+                total += max(0, fence.left - sum(self.free(sku, node) for node in theirs - mine))
+        return total
+
     def terms(self, channel: str, sku: str, node: str = "") -> Terms:
         """Work out the formula; with a node, as if the channel had only that node."""
         policy = self.policy(channel)
         override = self.overrides.get((channel, sku), Override())
         pool = 0
         gives = 0
+        counted = []
         for name in [node] if node else self.channel_nodes(channel):
             if self.serves(channel, sku, name):
                 pool += self.net(sku, name)
                 gives += self.give(sku, name)
+                counted.append(name)
             else:
                 pool += min(0, self.net(sku, name))
         buffer = policy.buffer if override.buffer is None else override.buffer
         kept = buffer.units + -(-buffer.percent * gives // 100)
         oversell = policy.oversell_limit if override.oversell_limit is None else override.oversell_limit
 
+        fenced = self.fenced(channel, sku, counted)
         blocked = self.blocked(channel, sku)
         known = bool(self.positions.get(sku))
-        sellable = max(0, pool - kept + oversell) if known and not blocked else 0
+        sellable = max(0, pool - kept - fenced + oversell) if known and not blocked else 0
         if not known:
             state = "UNKNOWN_SKU"
         elif blocked:
             state = "BLOCKED"
         elif sellable == 0:
             state = "OUT_OF_STOCK"
-        elif pool - kept <= 0:
+        elif pool - kept - fenced <= 0:
             state = "OVERSELLING"
         elif sellable <= policy.low_stock_threshold:
             state = "LOW_STOCK"
         else:
             state = "IN_STOCK"
-        return Terms(sellable, state, pool, kept, oversell, blocked)
+        return Terms(sellable, state, pool, kept, fenced, oversell, blocked)
 
     def sellable(self, channel: str, sku: str) -> int:
         return self.terms(channel, sku).sellable
@@ -481,6 +515,7 @@ class Model:
                 sku: self._source(channel, sku, units, node) for sku, units in granted.items() if units
             }
             self.holds[reservation_id] = Hold(channel, order_source, order, node, sources)
+            self._take_fenced(reservation_id)
             self._carrying.setdefault(self._owner(reservation_id), []).append(reservation_id)
             self._count_held(self._owner(reservation_id), sources)
             return Granted("PARTIAL" if shortages else "RESERVED", reservation_id, shortages)
@@ -513,6 +548,7 @@ class Model:
                 hold.lines = {
                     sku: self._source(hold.channel, sku, units, hold.node) for sku, units in wanted.items()
                 }
+                self._take_fenced(reservation_id)
             self._end(reservation_id, "COMMITTED")
             hold.order_source, hold.order = name[0], name
             order = self.orders.setdefault(name, Order())
@@ -538,6 +574,7 @@ class Model:
                 return Changed("RELEASED")
             for sku, units in back.items():
                 self._give_back(hold.lines, sku, units)
+                self._return_fenced(hold, sku, hold.quantity(sku))
             self._count_held(self._owner(reservation_id), back)
             return Changed("ACTIVE")
 
@@ -644,7 +681,32 @@ class Model:
             owner = self._owner(reservation_id)
             self._carrying[owner].remove(reservation_id)
             self._count_held(owner, hold.lines)
+            if state != "COMMITTED":
+                for sku in hold.lines:
+                    self._return_fenced(hold, sku, 0)
         hold.state = state
+
+    # --- ring-fences
+
+    def _take_fenced(self, reservation_id: str) -> None:
+        """Let what was granted come from the channel's fences first."""
+        hold = self.holds[reservation_id]
+        for sku in hold.lines:
+            fence = self.fences.get((hold.channel, sku))
+            if fence:
+                taken = min(hold.quantity(sku), fence.left)
+                fence.left -= taken
+                hold.fenced[sku] = (taken, fence.generation)
+
+    def _return_fenced(self, hold: Hold, sku: str, units_left: int) -> None:
+        """Give back fenced units of a line that `units_left` are left of: last, and to the same generation only."""
+        taken, generation = hold.fenced.pop(sku, (0, 0))
+        keeps = min(taken, units_left)
+        fence = self.fences.get((hold.channel, sku))
+        if fence and fence.generation == generation:
+            fence.left += taken - keeps
+        if keeps:
+            hold.fenced[sku] = (keeps, generation)
 
     # --- what holds count as reserved
 
@@ -918,6 +980,7 @@ class Model:
                 self._end(reservation_id, "RELEASED")
             elif sku in hold.lines:
                 del hold.lines[sku]
+                self._return_fenced(hold, sku, 0)
                 self._count_held(name, [sku])
 
     def _position(self, sku: str, node: str) -> Position:
@@ -957,6 +1020,16 @@ class Model:
             self.stops.add((channel, sku))
         else:
             self.stops.discard((channel, sku))
+
+    def set_fence(self, channel: str, sku: str, units: int) -> None:
+        """Set what is left for the channel, as a new generation; 0 takes the fence away."""
+        self.policy(channel)
+        if units > max(0, self.terms(channel, sku).pool):
+            raise Refusal("FENCE_OVER_POOL")
+        self.fences.pop((channel, sku), None)
+        if units:
+            self.fences_set += 1
+            self.fences[channel, sku] = Fence(units, self.fences_set)
 
     # --- audit
 
