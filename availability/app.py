@@ -35,6 +35,7 @@ from availability.service.auth import (
     NoAuth,
     NotLoopback,
     TokenFileError,
+    TokenRate,
     TokenStore,
     require_loopback,
 )
@@ -44,7 +45,7 @@ from availability.service.explain import Explainer
 from availability.service.freshness import Freshness
 from availability.service.grpc_adapter import GrpcServer, ServerOptions
 from availability.service.health import Health, service_checks
-from availability.service.ledger_calls import DURABILITIES
+from availability.service.ledger_calls import DURABILITIES, ledger_failures
 from availability.service.policy_handlers import PolicyHandlers
 from availability.service.pool import LendingPool
 from availability.service.reservation_handlers import ReservationHandlers
@@ -227,7 +228,9 @@ def _authenticator(settings: Settings) -> Authenticator:
             "nobody could call: set auth.tokens_file (make one with `availability token create`), "
             "or --no-auth on a loopback address"
         )
-    return TokenStore(settings.auth.tokens_file)
+    limits = settings.limits
+    rate = TokenRate(calls_per_s=limits.token_calls_per_s, burst=limits.token_burst)
+    return TokenStore(settings.auth.tokens_file, rate=rate)
 
 
 def _ledger_settings(settings: Settings, url: str, profile: str, *, auto_create: bool) -> LedgerSettings:
@@ -343,6 +346,11 @@ def _grpc_server(
         "PolicyService": PolicyHandlers(ledger, replica, freshness, durability=durability),
     }
 
+    def channel_of(reservation_id: str) -> str | None:
+        with ledger_failures():
+            view = ledger.reservation(reservation_id)
+        return None if view is None else view.channel
+
     def ledger_answers() -> bool:
         return time.monotonic() - ledger.queue.last_answer < LEDGER_ANSWER_MAX_S
 
@@ -361,9 +369,11 @@ def _grpc_server(
             message_bytes_max=limits.message_bytes_max,
             reuse_port=False,  # two servers on one port by accident would share its calls
             reflection=settings.reflection or embedded,
+            client_certificates=settings.tls.client_ca_file is not None,
         ),
         metrics=telemetry.calls,
         credentials=credentials,  # type: ignore[arg-type]  # grpc.ServerCredentials or None
+        channel_of=channel_of,
     )
     return server, pool
 

@@ -144,6 +144,15 @@ class LimitSettings(_Section):
         4, ge=1, le=1_000, description="Batches of one stream that are read and not yet acknowledged."
     )
     channels_max: int = Field(1_000, ge=1, le=100_000, description="Channels with a policy.")
+    token_calls_per_s: float = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Reads, reserves and policy calls of one token in a second, per server process; 0: no limit.",
+    )
+    token_burst: int = Field(
+        0, ge=0, le=1_000_000, description="As many of them at once; 0: as many as in a second."
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -96,16 +96,22 @@ _running: list[Server] = []
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[Server]:
-    """Start a server of its own on a folder of its own; end it and remove the folder afterwards."""
+def serving(
+    *arguments: str, no_auth: bool = True, settings: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Start a server of its own on a folder of its own; end it and remove the folder afterwards.
+
+    ``no_auth``: everybody may do everything; ``settings`` are variables of its environment.
+    """
     folder = Path(tempfile.mkdtemp(prefix="avail-"))  # short: a unix socket's path has 108 bytes at most
     log = folder / "server.log"
     ready = folder / "ready.json"
-    command = [sys.executable, "-m", "availability", "serve", "--embedded", "--no-auth"]
+    command = [sys.executable, "-m", "availability", "serve", "--embedded"]
+    command += ["--no-auth"] if no_auth else []
     command += ["--listen", "127.0.0.1:0", "--data-dir", str(folder / "data"), "--ready-file", str(ready)]
     # On a busy machine Redis may stall for seconds; calls sent again meanwhile would answer DUPLICATE, truly, to deltas
     # that no test sent twice. What lost replies do is the fault suite's.
-    environment = {**os.environ, "AVAIL_REDIS__SOCKET_TIMEOUT_MS": "20000"}
+    environment = {**os.environ, "AVAIL_REDIS__SOCKET_TIMEOUT_MS": "20000", **(settings or {})}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, *arguments], stdout=out, stderr=subprocess.STDOUT, env=environment

@@ -66,9 +66,9 @@ def test_a_token_says_who_and_what(path: Path, clocks: Clocks) -> None:
 
 
 def test_a_restriction_that_is_not_enforced_is_refused(path: Path, clocks: Clocks) -> None:
-    """A file that restricts a token to channels does not start a server that would ignore it."""
+    """A file that restricts a token in a way that this release does not know does not start a server."""
     add_token(path, id="erp", scopes=[Scope.ADMIN])
-    path.write_text(path.read_text().replace('"scopes"', '"channels":["web"],"scopes"'))
+    path.write_text(path.read_text().replace('"scopes"', '"regions":["eu"],"scopes"'))
     with pytest.raises(TokenFileError):
         clocks.store(path)
 

@@ -85,15 +85,20 @@ class Running:
         no_auth = options.pop("no_auth", False)
         limits = options.pop("limits", AdmissionLimits(reads_queue_wait_ms=0, reserves_queue_wait_ms=0))
         credentials = options.pop("credentials", None)
+        channel_of = options.pop("channel_of", lambda _: "")
+        rate = options.pop("rate", None)
         self.server = GrpcServer(
             handlers=dict.fromkeys(contract_services(), self.handlers),
             pool=self.pool,
-            authenticator=NoAuth() if no_auth else TokenStore(self.tokens_file, clock=lambda: self.clock),
+            authenticator=NoAuth()
+            if no_auth
+            else TokenStore(self.tokens_file, clock=lambda: self.clock, rate=rate),
             admission=Admission(limits, lambda: self.commit_queue_length),
             health=self.health,
             options=ServerOptions(**{"address": "127.0.0.1:0", **options}),
             metrics=self.telemetry.calls,
             credentials=credentials,
+            channel_of=channel_of,
         )
         self.port = self.server.start()
         # Any: the stubs want types for every method, and these calls send raw bytes.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from availability.cli.errors import EXIT_REFUSED, CommandError, usage
 from availability.cli.options import parse_duration_s
 from availability.cli.output import console, print_json, table
+
+if TYPE_CHECKING:
+    from availability.service.auth import Token
 
 app = typer.Typer(
     help="Make, list and revoke bearer tokens. Servers read the file again by themselves.",
@@ -35,11 +38,30 @@ def create(
     expires_in: Annotated[
         str, typer.Option("--expires-in", metavar="DURATION", help="720h and so on; never where none.")
     ] = "",
+    channel: Annotated[
+        list[str] | None, typer.Option("--channel", help="It may speak for these channels only; repeatable.")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="… for these sources only; repeatable.")
+    ] = None,
+    node: Annotated[
+        list[str] | None, typer.Option("--node", help="… for these nodes only; repeatable.")
+    ] = None,
+    calls_per_s: Annotated[
+        float | None,
+        typer.Option("--calls-per-s", help="Its own limit of calls; 0: none. Else limits.token_calls_per_s."),
+    ] = None,
+    burst: Annotated[int | None, typer.Option("--burst", help="As many calls at once.")] = None,
+    certificate: Annotated[
+        str,
+        typer.Option("--certificate", metavar="CN", help="Client certificate that is as good as the token."),
+    ] = "",
 ) -> None:
     """Make a token and print it: the only time that it is seen."""
     from datetime import UTC, datetime, timedelta
 
     from availability.service.auth import Scope, add_token
+    from availability.service.bounds import bounds_of
 
     words = [word for one in scope for word in one.split(",") if word]
     unknown = [word for word in words if word not in set(Scope)]
@@ -52,6 +74,10 @@ def create(
             id=id,
             scopes={Scope(word) for word in words},
             not_after=ends,
+            bounds=bounds_of(channel or None, source or None, node or None),
+            calls_per_s=calls_per_s,
+            burst=burst,
+            certificate=certificate,
         )
     except ValueError as error:
         raise usage(str(error)) from None
@@ -72,6 +98,10 @@ def list_all(file: TokensFile, as_json: AsJson = False) -> None:
             "fingerprint": token.fingerprint,
             "scopes": sorted(token.scopes),
             "not_after": token.not_after.isoformat() if token.not_after else None,
+            **_bounds(token),
+            "calls_per_s": token.calls_per_s,
+            "burst": token.burst,
+            "certificate": token.certificate or None,
         }
         for token in tokens
     ]
@@ -80,15 +110,27 @@ def list_all(file: TokensFile, as_json: AsJson = False) -> None:
         return
     from rich.markup import escape
 
-    shown = table("id", "fingerprint", "scopes", "until")
+    shown = table("id", "fingerprint", "scopes", "bound to", "until")
     for token in tokens:
         shown.add_row(
             escape(token.id),
             token.fingerprint,
             ", ".join(sorted(token.scopes)),
+            escape(
+                "; ".join(f"{what} {', '.join(names)}" for what, names in _bounds(token).items() if names)
+            ),
             token.not_after.isoformat(timespec="minutes") if token.not_after else "it is revoked",
         )
     console().print(shown)
+
+
+def _bounds(token: Token) -> dict[str, list[str] | None]:
+    bounds = token.bounds
+    return {
+        what: None if bounds is None or names is None else sorted(names)
+        for what in ("channels", "sources", "nodes")
+        for names in (getattr(bounds, what, None),)
+    }
 
 
 @app.command("revoke")

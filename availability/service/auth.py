@@ -1,6 +1,7 @@
 """Who asks, and what they may: bearer tokens with scopes, kept as hashes in a small JSON file.
 
-The file is `{"tokens": [{"id", "sha256", "scopes", "not_after"?}]}`; a field that this release does not
+The file is `{"tokens": [{"id", "sha256", "scopes", "not_after"?, "channels"?, "sources"?, "nodes"?, "calls_per_s"?,
+"burst"?, "certificate"?}]}`; a field that this release does not
 enforce is an error, so that no restriction is believed that is not there. An id may have several tokens, so
 that a new one is in use before the old one is revoked. A changed file is read again within a second; a broken
 one changes nothing and is logged. A token itself is shown once, by `add_token`, and is neither stored nor
@@ -21,7 +22,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ import msgspec
 import structlog
 
 from availability.domain.errors import Reason, ServiceError
+from availability.service.bounds import Bounds, bounds_of
+from availability.service.rate import Bucket
 
 _LOG = structlog.get_logger(__name__)
 
@@ -41,6 +44,8 @@ TOKEN_BYTES = 32
 FINGERPRINT_DIGITS = 12
 RELOAD_CHECK_S = 1.0
 TOKENS_MAX = 10_000
+NAMES_MAX = 2_000
+"""Channels, sources or nodes that one token is bound to."""
 
 
 class Scope(StrEnum):
@@ -54,10 +59,13 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Somebody whose token was good, and the scopes that it has."""
+    """Somebody whose token was good, the scopes that it has, and what binds it (None: nothing)."""
 
     id: str
     scopes: frozenset[Scope]
+    bounds: Bounds | None = None
+    bucket: Bucket | None = None
+    """How often it may call; None: as often as it likes."""
 
 
 ANONYMOUS = Principal(id="anonymous", scopes=frozenset(Scope))
@@ -71,6 +79,10 @@ class Authenticator(Protocol):
         """Return who it is; ServiceError UNAUTHENTICATED where nobody known."""
         ...
 
+    def principal_of_certificate(self, common_names: Sequence[str]) -> Principal | None:
+        """Return who shows a client certificate (verified already) with these names; None where nobody known."""
+        ...
+
 
 class NoAuth:
     """Takes everybody for `anonymous`, with every scope."""
@@ -78,6 +90,10 @@ class NoAuth:
     def principal(self, authorization: str) -> Principal:
         """Return ANONYMOUS."""
         return ANONYMOUS
+
+    def principal_of_certificate(self, common_names: Sequence[str]) -> Principal | None:
+        """Return nobody: an empty authorization is good enough here."""
+        return None
 
 
 class TokenFileError(Exception):
@@ -92,15 +108,30 @@ class Token:
     digest: bytes = field(repr=False)
     scopes: frozenset[Scope]
     not_after: datetime | None = None
+    bounds: Bounds | None = None
+    calls_per_s: float | None = None
+    """None: the server's setting; 0: no limit."""
+    burst: int | None = None
+    """None: the server's setting."""
+    certificate: str = ""
+    """Common name of a client certificate that is as good as the token; empty: none is."""
 
     @property
     def fingerprint(self) -> str:
         """First digits of the hash: enough to tell tokens apart, useless to anybody else."""
         return self.digest.hex()[:FINGERPRINT_DIGITS]
 
-    def principal(self) -> Principal:
+    def principal(self, bucket: Bucket | None = None) -> Principal:
         """Return who a caller with this token is."""
-        return Principal(id=self.id, scopes=self.scopes)
+        return Principal(id=self.id, scopes=self.scopes, bounds=self.bounds, bucket=bucket)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRate:
+    """How often a token may call where its entry does not say: 0 is no limit, burst 0 a second's worth."""
+
+    calls_per_s: float = 0.0
+    burst: int = 0
 
 
 # --- Checking ---------------------------------------------------------------------------------------------
@@ -115,14 +146,18 @@ class TokenStore:
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        rate: TokenRate | None = None,
     ) -> None:
         """Read the file; TokenFileError where it is missing or broken: a server does not start without."""
         self._path = path
+        self._rate = rate or TokenRate()
         self._clock = clock
         self._wall_clock = wall_clock
         self._reloading = threading.Lock()
         self._seen = _signature(path)
-        self._by_digest = _by_digest(read_tokens(path))
+        self._by_digest: dict[bytes, _Known] = {}
+        self._by_certificate: dict[str, _Known] = {}
+        self._take(read_tokens(path))
         self._next_check = clock() + RELOAD_CHECK_S
 
     def __repr__(self) -> str:
@@ -146,6 +181,35 @@ class TokenStore:
             raise ServiceError(Reason.UNAUTHENTICATED, "the token has ended")
         return found.principal
 
+    def principal_of_certificate(self, common_names: Sequence[str]) -> Principal | None:
+        """Return whose entry names the certificate; None where none does, or the entry has ended."""
+        if self._clock() >= self._next_check:
+            self._reload_if_changed()
+        for name in common_names:
+            found = self._by_certificate.get(name)
+            if found is not None and (found.ends_at is None or self._wall_clock() < found.ends_at):
+                return found.principal
+        return None
+
+    def _take(self, tokens: Collection[Token]) -> None:
+        """Let these tokens count from now on; one that calls often does not start anew."""
+        known = {token.digest: self._known(token) for token in tokens}
+        self._by_certificate = {
+            token.certificate: known[token.digest] for token in tokens if token.certificate
+        }
+        self._by_digest = known
+
+    def _known(self, token: Token) -> _Known:
+        rate = self._rate.calls_per_s if token.calls_per_s is None else token.calls_per_s
+        burst = (self._rate.burst if token.burst is None else token.burst) or rate
+        before = self._by_digest.get(token.digest)
+        bucket = None
+        if rate:
+            same = before is not None and before.rate == (rate, burst)
+            bucket = before.principal.bucket if before is not None and same else None
+            bucket = bucket or Bucket(rate, burst, self._clock)
+        return _Known(token, bucket, (rate, burst))
+
     def _reload_if_changed(self) -> None:
         if not self._reloading.acquire(blocking=False):
             return  # another thread is at it; the old tokens hold until it is done
@@ -160,7 +224,7 @@ class TokenStore:
             except TokenFileError as error:
                 _LOG.error("token_file_refused", error=str(error), tokens_kept=len(self._by_digest))
                 return
-            self._by_digest = _by_digest(tokens)
+            self._take(tokens)
             _LOG.info("token_file_read", tokens=len(tokens))
         finally:
             self._reloading.release()
@@ -169,16 +233,13 @@ class TokenStore:
 class _Known:
     """A token as the hot path wants it."""
 
-    __slots__ = ("digest", "ends_at", "principal")
+    __slots__ = ("digest", "ends_at", "principal", "rate")
 
-    def __init__(self, token: Token) -> None:
+    def __init__(self, token: Token, bucket: Bucket | None, rate: tuple[float, float]) -> None:
         self.digest = token.digest
         self.ends_at = token.not_after.timestamp() if token.not_after else None
-        self.principal = token.principal()
-
-
-def _by_digest(tokens: Collection[Token]) -> dict[bytes, _Known]:
-    return {token.digest: _Known(token) for token in tokens}
+        self.principal = token.principal(bucket)
+        self.rate = rate
 
 
 def _digest(secret: str) -> bytes:
@@ -196,6 +257,8 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 # --- The file ---------------------------------------------------------------------------------------------
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+_Names = Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=NAMES_MAX)]
+"""An empty list is an error: it could be read as nothing or as everything."""
 
 
 class _Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -203,6 +266,12 @@ class _Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1)]
     not_after: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    channels: _Names | None = None
+    sources: _Names | None = None
+    nodes: _Names | None = None
+    calls_per_s: Annotated[float, msgspec.Meta(ge=0, le=1e6)] | None = None
+    burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    certificate: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -222,6 +291,9 @@ def read_tokens(path: Path) -> list[Token]:
     tokens = [_token(entry) for entry in entries]
     if len({token.digest for token in tokens}) < len(tokens):
         raise TokenFileError(f"the token file {path} lists a token twice")
+    certificates = [token.certificate for token in tokens if token.certificate]
+    if len(set(certificates)) < len(certificates):
+        raise TokenFileError(f"the token file {path} names a certificate twice")
     return tokens
 
 
@@ -231,6 +303,10 @@ def add_token(
     id: str,
     scopes: Collection[Scope],
     not_after: datetime | None = None,
+    bounds: Bounds | None = None,
+    calls_per_s: float | None = None,
+    burst: int | None = None,
+    certificate: str = "",
     new_secret: Callable[[int], str] = secrets.token_urlsafe,
 ) -> str:
     """Add a token to the file (made where it is missing) and return it: the only time that it is seen.
@@ -245,6 +321,10 @@ def add_token(
         digest=_digest(secret),
         scopes=frozenset(Scope(scope) for scope in scopes),
         not_after=not_after,
+        bounds=bounds,
+        calls_per_s=calls_per_s,
+        burst=burst,
+        certificate=certificate,
     )
     with _locked(path):
         _write(path, [*(read_tokens(path) if path.exists() else []), token])
@@ -276,15 +356,30 @@ def _token(entry: _Entry) -> Token:
         digest=bytes.fromhex(entry.sha256),
         scopes=frozenset(entry.scopes),
         not_after=entry.not_after,
+        bounds=bounds_of(entry.channels, entry.sources, entry.nodes),
+        calls_per_s=entry.calls_per_s,
+        burst=entry.burst,
+        certificate=entry.certificate,
     )
 
 
+def _listed(names: frozenset[str] | None) -> list[str] | None:
+    return None if names is None else sorted(names)
+
+
 def _entry(token: Token) -> _Entry:
+    bounds = token.bounds or Bounds()
     return _Entry(
         id=token.id,
         sha256=token.digest.hex(),
         scopes=sorted(token.scopes),
         not_after=token.not_after.astimezone(UTC) if token.not_after else None,
+        channels=_listed(bounds.channels),
+        sources=_listed(bounds.sources),
+        nodes=_listed(bounds.nodes),
+        calls_per_s=token.calls_per_s,
+        burst=token.burst,
+        certificate=token.certificate,
     )
 
 

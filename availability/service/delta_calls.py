@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from availability.domain.errors import Reason, ServiceError
 from availability.ledger.commit_queue import Pending
 from availability.ledger.ledger import Ledger
+from availability.service.bounds import Bounds, may_tell
 from availability.service.delta_codec import MESSAGES, pack
 from availability.service.ledger_calls import ledger_failures, refuse
 from availability.service.requests import check_id
@@ -90,8 +91,17 @@ class DeltaSender:
         self._call_max = call_max
         self._outcomes = outcomes
 
-    def send(self, source: str, deltas: Sequence[pb.Delta], deadline: Callable[[], float]) -> SentBatch:
-        """Submit a batch in order; an empty one is a heartbeat. Raises ServiceError for the batch as a whole."""
+    def send(
+        self,
+        source: str,
+        deltas: Sequence[pb.Delta],
+        deadline: Callable[[], float],
+        bounds: Bounds | None,
+    ) -> SentBatch:
+        """Submit a batch in order; an empty one is a heartbeat. Raises ServiceError for the batch as a whole.
+
+        ``bounds`` are the sender's: a delta outside them is rejected by itself.
+        """
         check_id(source, "source")
         if len(deltas) > self._batch_max:
             raise ServiceError(
@@ -102,7 +112,10 @@ class DeltaSender:
         pending: list[tuple[int, Pending]] = []
         until = deadline()
         for first in range(0, max(1, len(deltas)), self._call_max):
-            packed = [pack(delta, source) for delta in deltas[first : first + self._call_max]]
+            packed = [
+                pack(delta, source, "" if bounds is None or may_tell(bounds, delta) else "PERMISSION_DENIED")
+                for delta in deltas[first : first + self._call_max]
+            ]
             relief = bool(packed) and all(is_relief for _, is_relief in packed)
             sent = self._ledger.submit_deltas(
                 source, [raw for raw, _ in packed], facts_only=relief, deadline=until

@@ -56,13 +56,17 @@ MESSAGES = {
     "REASON_REQUIRED": "reason is required",
     "STREAM_REQUIRED": "stream is required with source_sequence",
     "INVALID_STATE": "no such state, or not for this type; a RECEIPT goes into quarantine by its reason",
+    "PERMISSION_DENIED": "the token is not for this node",
     "INVALID_TIME": "a time is outside 1970 to 2200",
 }
 _TIME_US_MAX = 7_258_118_400_000_000
 
 
-def pack(delta: pb.Delta, source: str) -> tuple[msgspec.Raw, bool]:
-    """Pack one delta of a request. Second: whether it must be taken when Redis is out of memory."""
+def pack(delta: pb.Delta, source: str, refused: str = "") -> tuple[msgspec.Raw, bool]:
+    """Pack one delta of a request. Second: whether it must be taken when Redis is out of memory.
+
+    ``refused`` is a reason for which the caller rejects it whatever its shape.
+    """
     kind = delta.type
     occurred_us = _microseconds(delta.occurred_time) if delta.HasField("occurred_time") else 0
     due_us = _microseconds(delta.due_time) if delta.HasField("due_time") else 0
@@ -92,7 +96,7 @@ def pack(delta: pb.Delta, source: str) -> tuple[msgspec.Raw, bool]:
         due_us,
         occurred_us,
     )
-    problem = _problem(delta, kind, source, occurred_us, due_us)
+    problem = refused or _problem(delta, kind, source, occurred_us, due_us)
     if not problem:
         ids = stream, sku, node, to_node, order_source, line, reason
         references = event_id, order_ref, reference, correlation_id, author

@@ -56,8 +56,10 @@ class GrpcServer:
         metrics: CallMetrics | None = None,
         credentials: grpc.ServerCredentials | None = None,
         rpcs: Sequence[Rpc] = RPCS,
+        channel_of: Callable[[str], str | None] = lambda _reservation_id: "",
     ) -> None:
-        """Build it from one handlers object per service name.
+        """Build it from one handlers object per service name. `channel_of` tells a reservation's channel, None
+        where there is no such reservation; without it tokens that are bound to channels reach none.
 
         TableMismatch where table and contract disagree, TypeError where a handler is missing, NotLoopback
         where authentication is off on an address that others reach.
@@ -70,6 +72,7 @@ class GrpcServer:
             admission=admission,
             options=options,
             metrics=metrics or NoMetrics(),
+            channel_of=channel_of,
         )
         self._options = options
         self._health = health

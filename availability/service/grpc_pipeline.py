@@ -33,10 +33,12 @@ from availability.domain.errors import Reason, ServiceError, invalid
 from availability.domain.limits import REFERENCE_BYTES_MAX
 from availability.service.admission import Admission
 from availability.service.auth import Authenticator, Principal
+from availability.service.bounds import refuse_outside
 from availability.service.context import CallContext
 from availability.service.failures import as_service_error, grpc_status, overloaded
 from availability.service.later import Answers, Later
 from availability.service.pool import LendingPool
+from availability.service.rate import LIMITED
 from availability.service.rpcs import Rpc
 
 NO_DEADLINE_S = 1e8
@@ -84,6 +86,7 @@ class ServerOptions:
     message_bytes_max: int = 4 * 1024 * 1024
     reuse_port: bool = True
     reflection: bool = False
+    client_certificates: bool = False  # clients show some: an entry of the token file may name one
 
 
 class Pipeline:
@@ -97,8 +100,11 @@ class Pipeline:
         admission: Admission,
         options: ServerOptions,
         metrics: CallMetrics,
+        channel_of: Callable[[str], str | None],
     ) -> None:
         self._pool = pool
+        self._channel_of = channel_of
+        self._authenticator = authenticator
         self._authenticate = authenticator.principal
         self._admission = admission
         self._options = options
@@ -165,6 +171,9 @@ class Pipeline:
         default_s, max_s = self._options.default_deadline_ms / 1000, self._options.deadline_ms_max / 1000
         monotonic = time.monotonic
         silent = self._silent
+        certificates, by_certificate = self._options.client_certificates, self._by_certificate
+        limited = call_class in LIMITED
+        method, channel_of = rpc.method, self._channel_of
 
         def run(
             authorization: str,
@@ -172,7 +181,10 @@ class Pipeline:
             requests: Iterator[bytes],
             grpc_context: grpc.ServicerContext,
         ) -> Any:
-            principal = authenticate(authorization)
+            if certificates and not authorization:
+                principal = by_certificate(grpc_context)
+            else:
+                principal = authenticate(authorization)
             if scope not in principal.scopes:
                 raise _denied(principal, rpc)
             remaining_s = grpc_context.time_remaining()
@@ -180,6 +192,10 @@ class Pipeline:
                 remaining_s = default_s if remaining_s > NO_DEADLINE_S else max_s
             elif remaining_s <= 0:
                 raise ServiceError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the call began")
+            if limited and principal.bucket is not None:
+                refusal = principal.bucket.take()
+                if refusal is not None:
+                    raise overloaded(refusal)
             queue_wait_ms = queue_wait_s() * 1000
             overload = admit(call_class, queue_wait_ms)
             if overload is not None:
@@ -198,7 +214,11 @@ class Pipeline:
                 message = only(requests)
             finally:
                 del silent[id(grpc_context)]
-            return handler(_decoded(decode, message), context)
+            request = _decoded(decode, message)
+            if principal.bounds is not None:
+                with context.blocking():
+                    refuse_outside(principal.bounds, principal.id, method, request, channel_of)
+            return handler(request, context)
 
         return run
 
@@ -274,17 +294,28 @@ class Pipeline:
             authorization, correlation_id = _scan(grpc_context.invocation_metadata())
 
             def check() -> Principal:
-                principal = self._authenticate(authorization)
+                principal = self._principal(authorization, grpc_context)
                 if rpc.scope not in principal.scopes:
                     raise _denied(principal, rpc)
                 return principal
 
+            def within(principal: Principal, raw: bytes) -> Message:
+                message = _decoded(decode, raw)
+                if principal.bounds is not None:
+                    refuse_outside(principal.bounds, principal.id, rpc.method, message, self._channel_of)
+                return message
+
             def checked(raw: Iterable[bytes]) -> Iterator[Message]:
                 for message in raw:
-                    check()  # a stream outlives tokens: a revoked one ends it at the next message
-                    yield _decoded(decode, message)
+                    # A stream outlives tokens: a revoked one ends it at the next message, a narrowed one is narrow.
+                    context.principal = check()
+                    yield within(context.principal, message)
 
             principal = check()
+            if rpc.call_class in LIMITED and principal.bucket is not None:
+                refusal = principal.bucket.take()
+                if refusal is not None:
+                    raise overloaded(refusal)
             overload = self._admission.check(rpc.call_class, 0.0)
             if overload is not None:
                 raise overloaded(overload)
@@ -296,9 +327,11 @@ class Pipeline:
                 is_cancelled=lambda: self.draining or not grpc_context.is_active(),
                 on_end=grpc_context.add_callback,
             )
-            argument: Any = checked(requests) if rpc.client_streams else _decoded(decode, only(requests))
+            argument: Any = checked(requests) if rpc.client_streams else within(principal, only(requests))
             for response in handler(argument, context):
-                check()
+                now = check()
+                if now.bounds is not None and not rpc.client_streams:  # bound, perhaps since the stream began
+                    refuse_outside(now.bounds, now.id, rpc.method, argument, self._channel_of)
                 yield encode(response)
 
         return behaviour
@@ -347,7 +380,19 @@ class Pipeline:
 
     def identify(self, grpc_context: grpc.ServicerContext) -> Principal:
         """Return who calls, whatever the scopes."""
-        return self._authenticate(_scan(grpc_context.invocation_metadata())[0])
+        return self._principal(_scan(grpc_context.invocation_metadata())[0], grpc_context)
+
+    def _principal(self, authorization: str, grpc_context: grpc.ServicerContext) -> Principal:
+        if self._options.client_certificates and not authorization:
+            return self._by_certificate(grpc_context)
+        return self._authenticate(authorization)
+
+    def _by_certificate(self, grpc_context: grpc.ServicerContext) -> Principal:
+        """Return who shows a certificate of the clients' authority: TLS has verified it."""
+        # Any: typed as a bytes by the stubs; it is a list of them.
+        names: Any = grpc_context.auth_context().get("x509_common_name", ())
+        found = self._authenticator.principal_of_certificate([name.decode() for name in names])
+        return found or self._authenticate("")
 
     def own_pool(self, name: str, threads_max: int) -> ThreadPoolExecutor:
         """Make a pool for one method; it starts threads as they are needed."""

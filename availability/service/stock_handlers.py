@@ -44,7 +44,7 @@ class StockHandlers:
 
     def apply_deltas(self, request: pb.ApplyDeltasRequest, ctx: CallContext) -> pb.ApplyDeltasResponse:
         """Apply a batch."""
-        sent = self._sender.send(request.source, request.deltas, lambda: ctx.deadline)
+        sent = self._sender.send(request.source, request.deltas, lambda: ctx.deadline, ctx.principal.bounds)
         answer = call(ctx, sent.answer)
         return pb.ApplyDeltasResponse(
             results=answer.results,  # type: ignore[arg-type]  # plain ints, as protobuf takes them
@@ -70,7 +70,10 @@ class StockHandlers:
             try:
                 for request in requests:
                     sent = self._sender.send(
-                        request.source, request.deltas, lambda: time.monotonic() + STREAM_BATCH_TIMEOUT_S
+                        request.source,
+                        request.deltas,
+                        lambda: time.monotonic() + STREAM_BATCH_TIMEOUT_S,
+                        ctx.principal.bounds,
                     )
                     if not _put(window, (request.batch_number, sent), ended) or ctx.cancelled():
                         break
