@@ -1,11 +1,11 @@
 """The formula: what a channel can sell, over arrays of positions (CONTRACT section 2). The one definition in
 Python.
 
-Pure: arrays in, arrays out; it knows no sku, node or channel by name, keeps nothing and reads no clock. Kits
-are the caller's business. Rows are positions, grouped by sku: ``offsets`` has one entry more than there are
-skus, and sku number i owns rows ``offsets[i]`` to ``offsets[i + 1] - 1``. The ledger's functions compute the
-same in Lua and the tests hold both against a plain loop. Who gathers the arrays:
-``availability.replica.compute``.
+Pure: arrays in, arrays out; it knows no sku, node or channel by name, keeps nothing and reads no clock. Which
+plain skus a kit is made of is the caller's business. Rows are positions, grouped by sku: ``offsets`` has one
+entry more than there are skus, and sku number i owns rows ``offsets[i]`` to ``offsets[i + 1] - 1``. The
+ledger's functions compute the same in Lua and the tests hold both against a plain loop. Who gathers the
+arrays: ``availability.replica.compute``.
 """
 
 from __future__ import annotations
@@ -75,6 +75,33 @@ def buffer(units: IntsLike, percent: IntsLike, gives: Ints, counted: Flags, offs
     return np.where(np.greater_equal(percent, 0), share, units)
 
 
+def free(nets: Ints) -> Ints:
+    """Return per row the units that a position can still give; never below 0."""
+    frees: Ints = np.maximum(nets, 0)
+    return frees
+
+
+def kept(fence_left: IntsLike, frees: Ints, theirs: Flags, ours: Flags, offsets: Ints) -> Ints:
+    """Return per sku what a channel must leave for the ring-fence of ONE other channel.
+
+    max(0, fence_left − Σ free over the other channel's counted nodes that are not counted for this one):
+    units that the other can have without touching ours are not taken from us. ``theirs`` and ``ours`` say per
+    row whether its position is in N of each. Add up over the other channels for ``fenced``.
+    """
+    elsewhere = sums(np.where(theirs & ~ours, frees, 0), offsets)
+    units: Ints = np.maximum(fence_left - elsewhere, 0)
+    return units
+
+
+def kept_at_node(fence_left: int, theirs_free: int, frees: Ints, theirs: Flags) -> Ints:
+    """Return per row of ONE sku what ``kept`` is for a channel that had only that node.
+
+    ``theirs_free`` is Σ free over all of the other channel's counted nodes.
+    """
+    units: Ints = np.maximum(fence_left - (theirs_free - np.where(theirs, frees, 0)), 0)
+    return units
+
+
 def sellable(
     pools: Ints,
     buffers: IntsLike,
@@ -115,13 +142,42 @@ def node_sellable(
     percent: int,
     oversell_limit: int,
     channel_sellable: int,
+    fenced: IntsLike = 0,
 ) -> Ints:
     """Return per row of ONE sku what a reservation naming that node could get.
 
     As if the channel had only that node, and never more than the channel's sellable; a node outside N gives
-    0.
+    0. ``fenced`` is per row, see ``kept_at_node``.
     """
     alone = np.arange(nets.size + 1, dtype=np.int64)  # every row a group of its own
     buffers = buffer(units, percent, gives, counted, alone)
-    share = np.minimum(np.maximum(nets - buffers + oversell_limit, 0), channel_sellable)
+    share = np.minimum(np.maximum(nets - buffers - fenced + oversell_limit, 0), channel_sellable)
     return np.where(counted, share, 0)
+
+
+def kits(
+    sellables: Ints,
+    states: Ints,
+    units: Ints,
+    offsets: Ints,
+    low_stock_threshold: int,
+    blocked: Flags | bool,
+) -> tuple[Ints, Ints]:
+    """Return per kit its sellable and its AvailabilityState number.
+
+    Rows are the kits' plain skus (each kit has at least one): what the channel can sell of them, their states,
+    and the ``units`` of them in one kit. A kit is the least of ⌊sellable ÷ units⌋, and 0 where it is blocked;
+    OVERSELLING where a sku that sets this least is.
+    """
+    shares = sellables // units
+    starts = offsets[:-1]
+    least = np.minimum.reduceat(shares, starts)
+    limiting = shares == np.repeat(least, np.diff(offsets))
+    oversold = np.logical_or.reduceat(limiting & (states == AvailabilityState.OVERSELLING), starts)
+    words = np.where(
+        least <= low_stock_threshold, int(AvailabilityState.LOW_STOCK), int(AvailabilityState.IN_STOCK)
+    )
+    words = np.where(oversold, int(AvailabilityState.OVERSELLING), words)
+    words = np.where(least <= 0, int(AvailabilityState.OUT_OF_STOCK), words)
+    words = np.where(blocked, int(AvailabilityState.BLOCKED), words)
+    return np.where(blocked, 0, least), words

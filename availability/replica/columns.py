@@ -24,6 +24,7 @@ NODES_MAX = 1 << NODE_BITS
 """A row's key is sku number × 2**20 + node number."""
 
 STATE_BITS = 3
+STATE_MASK = (1 << STATE_BITS) - 1
 UNKNOWN = int(AvailabilityState.UNKNOWN_SKU)
 """Packed answer of a sku without positions: 0 units, UNKNOWN_SKU. Packed is sellable × 8 + state."""
 
@@ -97,7 +98,7 @@ class Positions:
 
     def rows(self, skus: Ints) -> Rows:
         """Copy out the rows of some skus."""
-        rows, offsets = _ranges(self._start[skus], self._length[skus])
+        rows, offsets = ranges(self._start[skus], self._length[skus])
         return Rows(skus=skus, offsets=offsets, nodes=self._nodes[rows], values=self._values[rows])
 
     def chunks(self, skus: int, rows_max: int) -> Iterator[Ints]:
@@ -123,7 +124,7 @@ class Positions:
         else:
             touched = skus
         starts, lengths = self._start[touched], self._length[touched]
-        rows, offsets = _ranges(starts, lengths)
+        rows, offsets = ranges(starts, lengths)
         old_nodes = self._nodes[rows]
         old_keys = np.repeat(touched << NODE_BITS, lengths) | old_nodes
         block = self._values[rows]
@@ -160,7 +161,7 @@ class Positions:
         starts = np.where(outgrown, ends - sizes, starts)
         used = int(ends[-1])
         self._reserve_rows(used)
-        rows, _ = _ranges(starts, lengths)
+        rows, _ = ranges(starts, lengths)
         return Plan(
             rows=Rows(skus=touched, offsets=offsets, nodes=nodes, values=block),
             write_rows=rows,
@@ -195,7 +196,7 @@ class Positions:
         """Return a copy without holes when more than half of the rows are holes, else None."""
         if self._wasted < max(_COMPACT_ROWS_MIN, self._used // 2):
             return None
-        rows, offsets = _ranges(self._start, self._length)
+        rows, offsets = ranges(self._start, self._length)
         copy = Positions()
         copy._nodes, copy._values = self._nodes[rows], self._values[rows]
         copy._start, copy._length, copy._room = offsets[:-1].copy(), self._length.copy(), self._length.copy()
@@ -297,7 +298,8 @@ def _view(array: Ints) -> memoryview:
     return array.data
 
 
-def _ranges(starts: Ints, lengths: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+def ranges(starts: Ints, lengths: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+    """Return the numbers start, start + 1, … of each start, one after the other, and the offsets of each."""
     offsets = np.zeros(starts.size + 1, np.int64)
     lengths.cumsum(out=offsets[1:])
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets

@@ -8,6 +8,7 @@ open for a person is ``explain``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,35 @@ from availability.replica.columns import (
     RESERVED,
     SAFETY_STOCK,
     STATE_BITS,
+    STATE_MASK,
     Rows,
+    ranges,
 )
+from availability.replica.fences import FencesOfSku
 from availability.replica.policies import Channel, Nodes, Policies
 
-FENCED = 0
-"""Ring-fences are not built yet: their term is zero, here and in ``explain``."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fenced:
+    """The ring-fences of some skus: what is left per channel and sku, over the rows of these skus only."""
+
+    at: Ints  # which of the skus of Terms have a fence
+    rows: Ints  # their rows
+    offsets: Ints
+    frees: Ints
+    lefts: Mapping[str, Ints]
+    counted: Mapping[str, Flags]  # N of each fence's channel
+
+    def kept_for_others(self, channel: Channel, counted: Flags, skus: int) -> Ints:
+        """Return ``fenced`` per sku of Terms, for a channel that counts these rows of Terms."""
+        total = np.zeros(self.at.size, np.int64)
+        ours = counted[self.rows]
+        for name, left in self.lefts.items():
+            if name != channel.state.channel:
+                total += formula.kept(left, self.frees, self.counted[name], ours, self.offsets)
+        fenced = np.zeros(skus, np.int64)
+        fenced[self.at] = total
+        return fenced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +63,7 @@ class Terms:
     nets: Ints
     known: Flags
     stopped: Flags | bool
+    fenced: Fenced | None
 
 
 def safety_stocks(values: Ints, nodes: Nodes, node_numbers: npt.NDArray[np.integer]) -> Ints:
@@ -47,17 +72,40 @@ def safety_stocks(values: Ints, nodes: Nodes, node_numbers: npt.NDArray[np.integ
     return np.where(own < 0, nodes.safety_stock[node_numbers], own)
 
 
-def shared_terms(rows: Rows, policies: Policies) -> Terms:
-    """Compute what does not depend on the channel."""
+def shared_terms(rows: Rows, policies: Policies, fences: Mapping[int, FencesOfSku]) -> Terms:
+    """Compute what does not depend on the channel. ``fences`` are those of these skus, by sku number."""
     values = rows.values
     safety = safety_stocks(values, policies.nodes, rows.nodes)
     gives = formula.give(values[:, ON_HAND], values[:, QUARANTINED], safety)
+    nets = formula.net(gives, values[:, RESERVED], values[:, COMMITTED])
     return Terms(
         rows=rows,
         gives=gives,
-        nets=formula.net(gives, values[:, RESERVED], values[:, COMMITTED]),
+        nets=nets,
         known=rows.offsets[1:] > rows.offsets[:-1],
         stopped=policies.stops.hit(rows.skus),
+        fenced=_fenced(rows, nets, policies, fences) if fences else None,
+    )
+
+
+def _fenced(rows: Rows, nets: Ints, policies: Policies, fences: Mapping[int, FencesOfSku]) -> Fenced:
+    numbers = np.sort(np.fromiter(fences, np.int64, len(fences)))
+    at = np.searchsorted(rows.skus, numbers)
+    lengths = rows.offsets[at + 1] - rows.offsets[at]
+    picked, offsets = ranges(rows.offsets[at], lengths)
+    own = Rows(skus=numbers, offsets=offsets, nodes=rows.nodes[picked], values=rows.values[picked])
+    lefts: dict[str, Ints] = {}
+    for place, number in enumerate(numbers.tolist()):  # fences are few: those of the skus that moved
+        for fence in fences[number]:
+            column = lefts.setdefault(fence.channel, np.zeros(numbers.size, np.int64))
+            column[place] = fence.left
+    return Fenced(
+        at=at,
+        rows=picked,
+        offsets=offsets,
+        frees=formula.free(nets[picked]),
+        lefts=lefts,
+        counted={name: policies.channel(name).counted_rows(own) for name in lefts},
     )
 
 
@@ -74,8 +122,46 @@ def packed_answers(terms: Terms, channel: Channel) -> Ints:
         blocked = np.logical_or(terms.stopped, channel.stops.hit(rows.skus))
     else:
         blocked = terms.stopped
-    sellables = formula.sellable(pools, buffers, FENCED, limit, blocked, terms.known)
+    fenced: formula.IntsLike = 0
+    if terms.fenced is not None:
+        fenced = terms.fenced.kept_for_others(channel, counted, rows.skus.size)
+    sellables = formula.sellable(pools, buffers, fenced, limit, blocked, terms.known)
     states = formula.state(
-        pools, buffers, FENCED, sellables, channel.state.low_stock_threshold, blocked, terms.known
+        pools, buffers, fenced, sellables, channel.state.low_stock_threshold, blocked, terms.known
     )
     return (sellables << STATE_BITS) | states
+
+
+def packed_kits(kits: Ints, policies: Policies, channel: Channel, answers: Callable[[Ints], Ints]) -> Ints:
+    """Return per kit (sorted sku numbers) sellable × 8 + state in one channel.
+
+    ``answers`` gives the packed answers of plain skus in that channel.
+    """
+    recipes = policies.kits.recipes_of(kits)
+    parts = answers(recipes.parts)
+    blocked = channel.stop is not None or np.logical_or(policies.stops.hit(kits), channel.stops.hit(kits))
+    sellables, states = formula.kits(
+        parts >> STATE_BITS,
+        parts & STATE_MASK,
+        recipes.units,
+        recipes.offsets,
+        channel.state.low_stock_threshold,
+        blocked,
+    )
+    return (sellables << STATE_BITS) | states
+
+
+def overlaid(packed: Ints, newer: Sequence[tuple[Ints, Ints]]) -> Callable[[Ints], Ints]:
+    """Return a look-up in packed answers of which some are ``newer`` (skus, answers) and not written yet."""
+    if not newer:
+        return lambda skus: packed[skus]
+    moved = np.concatenate([skus for skus, _ in newer])
+    values = np.concatenate([answers for _, answers in newer])
+    order = np.argsort(moved)
+    moved, values = moved[order], values[order]
+
+    def look_up(skus: Ints) -> Ints:
+        at = np.minimum(np.searchsorted(moved, skus), moved.size - 1)
+        return np.where(moved[at] == skus, values[at], packed[skus])
+
+    return look_up

@@ -6,6 +6,7 @@ Orders and holds behind the sums are not the replica's business (history knows t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,19 @@ import numpy as np
 from availability.domain import formula
 from availability.domain.formula import Flags, Ints
 from availability.domain.version import Version
-from availability.ledger.record import ChannelState, NodeState, OverrideState, StopState
+from availability.ledger.record import (
+    ChannelState,
+    FeedState,
+    FenceState,
+    KitState,
+    NodeState,
+    OverrideState,
+    StopState,
+)
 from availability.replica.columns import COMMITTED, FIELDS, ON_HAND, QUARANTINED, RESERVED, SAFETY_STOCK, Rows
-from availability.replica.compute import FENCED, safety_stocks
-from availability.replica.policies import Channel, Policies
+from availability.replica.compute import safety_stocks, shared_terms
+from availability.replica.fences import FencesOfSku
+from availability.replica.policies import EXCLUDE, Channel, Policies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +60,10 @@ class NodeTerms:
 class PolicyTerm:
     """Which policy gave a number.
 
-    ``term`` is buffer, oversell_limit, safety_stock, sale_state or excluded_nodes; ``level`` is DEFAULT,
-    CHANNEL, SKU, SKU_OVERRIDE, NODE or POSITION. Version, author, reason and clock_ms are those of its last
-    change, empty where nobody set it, and for a position's own safety stock, of which the ledger keeps the
-    number only.
+    ``term`` is buffer, oversell_limit, safety_stock, sale_state, excluded_nodes, ring_fence, feed (one that is
+    stale and leaves its node out) or kit; ``level`` is DEFAULT, CHANNEL, SKU, SKU_OVERRIDE, NODE or POSITION.
+    Version, author, reason and clock_ms are those of its last change, empty where nobody set it, and for a
+    position's own safety stock, of which the ledger keeps the number only.
     """
 
     term: str
@@ -66,8 +76,31 @@ class PolicyTerm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FenceTerm:
+    """One channel's ring-fence of the sku; ``counted`` of what is ``left`` the asking channel must leave."""
+
+    channel: str
+    left: int
+    counted: int
+    generation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentTerm:
+    """One plain sku of a kit, ``units`` of it in each, and what the channel can sell of it."""
+
+    sku: str
+    units: int
+    sellable: int
+    state: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The whole sum behind one answer, all at ``version``; ``nodes`` are the channel's, in sourcing order."""
+    """The whole sum behind one answer, all at ``version``; ``nodes`` are the channel's, in sourcing order.
+
+    A kit has ``components`` instead of a sum: its sellable is the least of theirs over their units.
+    """
 
     channel: str
     sku: str
@@ -82,13 +115,16 @@ class Terms:
     known: bool
     nodes: tuple[NodeTerms, ...]
     policies: tuple[PolicyTerm, ...]
+    fences: tuple[FenceTerm, ...] = ()
+    components: tuple[ComponentTerm, ...] = ()
 
 
 class Sheet:
     """One sku spread over the channel's nodes in sourcing order; a node without a position has zeros."""
 
-    def __init__(self, rows: Rows, policies: Policies, channel: Channel) -> None:
-        self._policies, self._channel = policies, channel
+    def __init__(self, rows: Rows, fences: FencesOfSku, policies: Policies, channel: Channel) -> None:
+        self._policies, self._channel, self._fences = policies, channel, fences
+        self._rows = rows
         self._sku = int(rows.skus[0]) if rows.skus.size else -1
         order = channel.order
         values = np.zeros((order.size, FIELDS), np.int64)
@@ -110,23 +146,63 @@ class Sheet:
         self._known = np.array([rows.nodes.size > 0])
         self._stops = _stops(policies, channel, self._sku)
         self._units, self._percent, self._limit = (_one(number) for number in channel.numbers(skus))
+        self._kept = self._kept_for_others()
         self._sums(spread.offsets, channel)
+        self._spread = spread
+
+    def _kept_for_others(self) -> list[int]:
+        """Return per fence what this channel must leave for it."""
+        if not self._fences:
+            return []
+        rows = self._rows
+        frees = formula.free(shared_terms(rows, self._policies, {}).nets)
+        ours = self._channel.counted_rows(rows)
+        kept = []
+        for fence in self._fences:
+            if fence.channel == self._channel.state.channel:
+                kept.append(0)
+                continue
+            theirs = self._policies.channel(fence.channel).counted_rows(rows)
+            kept.append(int(formula.kept(fence.left, frees, theirs, ours, rows.offsets)[0]))
+        return kept
+
+    def _kept_by_node(self) -> Ints:
+        """Return per node of the channel what it must leave for fences if it had only that node."""
+        total = np.zeros(self._nets.size, np.int64)
+        rows = self._rows
+        for fence in self._fences:
+            if fence.channel == self._channel.state.channel:
+                continue
+            channel = self._policies.channel(fence.channel)
+            frees = formula.free(shared_terms(rows, self._policies, {}).nets)
+            theirs_free = int(frees[channel.counted_rows(rows)].sum())
+            here = channel.counted_rows(self._spread)
+            total += formula.kept_at_node(fence.left, theirs_free, formula.free(self._nets), here)
+        return total
 
     def _sums(self, offsets: Ints, channel: Channel) -> None:
         member: Flags = np.ones(self._nets.size, np.bool_)
         pools = formula.pool(self._nets, self._counted, member, offsets)
         buffers = formula.buffer(self._units, self._percent, self._gives, self._counted, offsets)
         blocked = bool(self._stops)
-        sellables = formula.sellable(pools, buffers, FENCED, self._limit, blocked, self._known)
+        fenced = sum(self._kept)
+        sellables = formula.sellable(pools, buffers, fenced, self._limit, blocked, self._known)
         threshold = channel.state.low_stock_threshold
-        states = formula.state(pools, buffers, FENCED, sellables, threshold, blocked, self._known)
+        states = formula.state(pools, buffers, fenced, sellables, threshold, blocked, self._known)
         self._pool, self._buffer = int(pools[0]), _one(buffers)
         self.sellable, self.state = int(sellables[0]), int(states[0])
 
     def node_values(self) -> list[NodeValue]:
         """Return each node's share, in sourcing order."""
         shares = formula.node_sellable(
-            self._nets, self._gives, self._counted, self._units, self._percent, self._limit, self.sellable
+            self._nets,
+            self._gives,
+            self._counted,
+            self._units,
+            self._percent,
+            self._limit,
+            self.sellable,
+            self._kept_by_node() if self._fences else 0,
         )
         free = np.maximum(self._nets, 0)
         names = self._names()
@@ -145,12 +221,16 @@ class Sheet:
             state=self.state,
             pool=self._pool,
             buffer=self._buffer,
-            fenced=FENCED,
+            fenced=sum(self._kept),
             oversell_limit=self._limit,
             blocked=bool(self._stops),
             known=bool(self._known[0]),
             nodes=tuple(self._node_terms()),
             policies=tuple(self._policy_terms()),
+            fences=tuple(
+                FenceTerm(channel=fence.channel, left=fence.left, counted=kept, generation=fence.version)
+                for fence, kept in zip(self._fences, self._kept, strict=True)
+            ),
         )
 
     def _names(self) -> list[str]:
@@ -207,7 +287,22 @@ class Sheet:
         if own and own.excluded_nodes:
             terms.append(_term("excluded_nodes", "SKU_OVERRIDE", ", ".join(own.excluded_nodes), own))
         terms += [_term("sale_state", _stop_level(stop), "BLOCKED", stop) for stop in self._stops]
-        return terms + self._safety_terms()
+        terms += [
+            _term("ring_fence", "SKU_OVERRIDE", f"{fence.channel}: {fence.left} units left", fence)
+            for fence in self._fences
+        ]
+        return terms + self._feed_terms() + self._safety_terms()
+
+    def _feed_terms(self) -> list[PolicyTerm]:
+        if self._channel.state.staleness != EXCLUDE:
+            return []
+        names = set(self._names())
+        feeds = self._policies.nodes.feeds.values()
+        return [
+            _term("feed", "NODE", f"{feed.node}: {feed.source} is silent", feed)
+            for feed in feeds
+            if feed.stale and feed.node in names
+        ]
 
     def _safety_terms(self) -> list[PolicyTerm]:
         terms = []
@@ -220,8 +315,55 @@ class Sheet:
         return terms
 
 
+def kit_terms(
+    channel: str,
+    kit: KitState,
+    number: int,
+    sheets: Sequence[Sheet],
+    policies: Policies,
+    version: Version,
+) -> Terms:
+    """Return a kit's terms; ``sheets`` are those of the recipe's plain skus, in its order."""
+    own = policies.channel(channel)
+    stops = _stops(policies, own, number)
+    sellables, states = formula.kits(
+        np.array([sheet.sellable for sheet in sheets], np.int64),
+        np.array([sheet.state for sheet in sheets], np.int64),
+        np.array([units for _, units in kit.flat], np.int64),
+        np.array([0, len(sheets)], np.int64),
+        own.state.low_stock_threshold,
+        bool(stops),
+    )
+    recipe = ", ".join(f"{units} × {sku}" for sku, units in kit.flat)
+    return Terms(
+        channel=channel,
+        sku=kit.kit_sku,
+        version=version,
+        sellable=int(sellables[0]),
+        state=int(states[0]),
+        pool=0,
+        buffer=0,
+        fenced=0,
+        oversell_limit=0,
+        blocked=bool(stops),
+        known=True,
+        nodes=(),
+        policies=(
+            _term("kit", "SKU", recipe, kit),
+            *(_term("sale_state", _stop_level(stop), "BLOCKED", stop) for stop in stops),
+        ),
+        components=tuple(
+            ComponentTerm(sku=sku, units=units, sellable=sheet.sellable, state=sheet.state)
+            for (sku, units), sheet in zip(kit.flat, sheets, strict=True)
+        ),
+    )
+
+
 def _term(
-    term: str, level: str, value: str, source: ChannelState | OverrideState | StopState | NodeState | None
+    term: str,
+    level: str,
+    value: str,
+    source: ChannelState | OverrideState | StopState | NodeState | FenceState | FeedState | KitState | None,
 ) -> PolicyTerm:
     return PolicyTerm(
         term=term,

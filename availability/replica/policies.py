@@ -12,10 +12,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from availability.domain.formula import Flags, Ints, IntsLike, counted_nodes
-from availability.ledger.record import ChannelState, NodeState, OverrideState, PolicyBody, StopState
+from availability.ledger.record import (
+    ChannelState,
+    FeedState,
+    KitState,
+    NodeState,
+    OverrideState,
+    PolicyBody,
+    StopState,
+)
 from availability.replica.columns import NODE_BITS, NODES_MAX, Rows, contains
+from availability.replica.kits import NO_KITS, Kits
 
 ONLINE = 1
 EXCLUDE = 2
@@ -52,9 +62,11 @@ class Nodes:
     names: tuple[str, ...]
     states: tuple[NodeState | None, ...]
     online: Flags
-    stale: Flags  # no feed is watched yet, so none is stale
+    stale: Flags  # one of its watched feeds is silent for too long
     safety_stock: Ints
     by_name: Ints  # declared nodes in bytewise order of their names
+    feeds: Mapping[tuple[str, str], FeedState]
+    """Watched feeds by (source, node)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +124,16 @@ class Channel:
             np.where(limited, own.oversell_limit[at], limit),
         )
 
+    def has_node(self, sku: int) -> bool:
+        """Say whether N of a sku has a node at all, stock or not: a grant needs one even to oversell."""
+        counted = int(np.count_nonzero(self.counted))
+        own = self.overrides.by_sku.get(sku)
+        if own is None or not own.excluded_nodes or not counted:
+            return counted > 0
+        first = np.searchsorted(self.overrides.excluded, (sku << NODE_BITS, (sku + 1) << NODE_BITS))
+        excluded = self.overrides.excluded[first[0] : first[1]] & (NODES_MAX - 1)
+        return counted > int(np.count_nonzero(self.counted[excluded]))
+
     def counted_rows(self, rows: Rows) -> Flags:
         """Return per row whether its position is in N."""
         counted = self.counted[rows.nodes]
@@ -129,11 +151,27 @@ class Changes:
     channels: dict[str, ChannelState] = field(default_factory=dict)
     overrides: dict[tuple[str, str], OverrideState | None] = field(default_factory=dict)
     stops: dict[tuple[str, str], StopState] = field(default_factory=dict)
+    kits: dict[str, KitState] = field(default_factory=dict)
+    feeds: dict[tuple[str, str], FeedState] = field(default_factory=dict)
+    silences: dict[tuple[str, str], bool] = field(default_factory=dict)
+    """Feeds (source, node) that became stale or fresh since they were set last."""
     seen_nodes: set[str] = field(default_factory=set)
     """Nodes that positions name; numbered even before they are declared."""
+    seen_channels: set[str] = field(default_factory=set)
+    """Channels that have a ring-fence; one without a policy gets answers of its own."""
 
     def __bool__(self) -> bool:
-        return bool(self.nodes or self.channels or self.overrides or self.stops or self.seen_nodes)
+        return bool(
+            self.nodes
+            or self.channels
+            or self.overrides
+            or self.stops
+            or self.kits
+            or self.feeds
+            or self.silences
+            or self.seen_nodes
+            or self.seen_channels
+        )
 
     def add(self, body: PolicyBody) -> None:
         self.add_nodes(body.nodes)
@@ -142,6 +180,8 @@ class Changes:
         for channel, sku in body.cleared:
             self.overrides[channel, sku] = None
         self.add_stops(body.stops)
+        self.add_kits(body.kits)
+        self.add_feeds(body.feeds)
 
     def add_nodes(self, nodes: Iterable[NodeState]) -> None:
         self.nodes.update((node.node, node) for node in nodes)
@@ -157,6 +197,20 @@ class Changes:
             if not stop.channel and not stop.sku:
                 raise ValueError("a stop names neither a channel nor a sku")
             self.stops[stop.channel, stop.sku] = stop
+
+    def add_kits(self, kits: Iterable[KitState]) -> None:
+        for kit in kits:
+            if any(units < 1 for _, units in kit.flat):
+                raise ValueError(f"a kit has a part of which it needs none: {kit.kit_sku!r}")
+            self.kits[kit.kit_sku] = kit
+
+    def add_feeds(self, feeds: Iterable[FeedState]) -> None:
+        for feed in feeds:
+            self.feeds[feed.source, feed.node] = feed
+            self.silences.pop((feed.source, feed.node), None)
+
+    def add_silence(self, source: str, node: str, stale: bool) -> None:
+        self.silences[source, node] = stale
 
 
 @dataclass(slots=True)
@@ -176,11 +230,12 @@ class Policies:
     channels: Mapping[str, Channel]
     default: Channel
     stops: Stops
+    kits: Kits
 
     @classmethod
     def empty(cls) -> Policies:
-        nodes = _nodes((), ())
-        return cls(nodes=nodes, channels={}, default=_fresh("", nodes), stops=_stops({}))
+        nodes = _nodes((), (), {})
+        return cls(nodes=nodes, channels={}, default=_fresh("", nodes), stops=_stops({}), kits=NO_KITS)
 
     def channel(self, name: str) -> Channel:
         """Return a channel's policy, the default one for a channel that has none."""
@@ -201,19 +256,25 @@ class Policies:
             channel = channels.get(name) or _fresh(name, nodes)
             channels[name] = replace(channel, overrides=_overridden(channel.overrides, overrides, nodes))
             moved.skus.update(overrides)
+        for name in changes.seen_channels:
+            channels.setdefault(name, _fresh(name, nodes))
         stops = self._changed_stops(changes, channels, nodes, moved, number_of)
+        kits = self._changed_kits(changes, moved, number_of)
         renewed = channels if nodes is not self.nodes else moved.channels
         for name in renewed:
             channels[name] = _placed(channels[name], nodes)
+        self._note_silences(channels, nodes, moved)
         default = self.default if nodes is self.nodes else _placed(self.default, nodes)
-        return Policies(nodes=nodes, channels=channels, default=default, stops=stops), moved
+        return Policies(nodes=nodes, channels=channels, default=default, stops=stops, kits=kits), moved
 
     def _changed_nodes(self, changes: Changes, moved: Moved) -> Nodes:
         states = dict(zip(self.nodes.names, self.nodes.states, strict=True))
         named = [*changes.seen_nodes, *(name for state in changes.channels.values() for name in state.nodes)]
         named += [name for state in changes.overrides.values() if state for name in state.excluded_nodes]
+        named += [node for _, node in changes.feeds]
         new = {name for name in (*named, *changes.nodes) if name not in states}
-        if not new and not changes.nodes:
+        feeds = self._changed_feeds(changes)
+        if not new and not changes.nodes and feeds is self.nodes.feeds:
             return self.nodes
         for name in sorted(new, key=str.encode):
             states[name] = None
@@ -227,7 +288,35 @@ class Policies:
             states[name] = node
         if len(states) > NODES_MAX:
             raise ValueError(f"more than {NODES_MAX} nodes")
-        return _nodes(tuple(states), tuple(states.values()))
+        return _nodes(tuple(states), tuple(states.values()), feeds)
+
+    def _changed_feeds(self, changes: Changes) -> Mapping[tuple[str, str], FeedState]:
+        if not changes.feeds and not changes.silences:
+            return self.nodes.feeds
+        feeds = {**self.nodes.feeds, **changes.feeds}
+        for name, stale in changes.silences.items():
+            # A log that is replayed over newer policies may tell of a feed that is not watched any more.
+            if name in feeds:
+                feeds[name] = structs.replace(feeds[name], stale=stale)
+        return {name: feed for name, feed in feeds.items() if feed.interval_ms}
+
+    def _note_silences(self, channels: Mapping[str, Channel], nodes: Nodes, moved: Moved) -> None:
+        """Note the channels for which a silent feed counts and a node's has gone silent or come back."""
+        old = self.nodes.stale
+        crossed = nodes.stale.copy()
+        crossed[: old.size] ^= old
+        if not crossed.any():
+            return
+        for name, channel in channels.items():
+            if channel.state.staleness == EXCLUDE and (channel.member & crossed).any():
+                moved.channels.add(name)
+
+    def _changed_kits(self, changes: Changes, moved: Moved, number_of: Callable[[str], int]) -> Kits:
+        if not changes.kits:
+            return self.kits
+        by_sku = {number_of(sku): kit for sku, kit in changes.kits.items()}
+        moved.skus.update(by_sku)
+        return self.kits.changed(by_sku, number_of)
 
     def _changed_stops(
         self,
@@ -264,17 +353,23 @@ def _stops(by_sku: dict[int, StopState]) -> Stops:
     return Stops(by_sku=by_sku, skus=np.sort(np.fromiter(by_sku, np.int64, len(by_sku))))
 
 
-def _nodes(names: tuple[str, ...], states: tuple[NodeState | None, ...]) -> Nodes:
+def _nodes(
+    names: tuple[str, ...],
+    states: tuple[NodeState | None, ...],
+    feeds: Mapping[tuple[str, str], FeedState],
+) -> Nodes:
     index = {name: number for number, name in enumerate(names)}
+    silent = {feed.node for feed in feeds.values() if feed.stale}
     declared = sorted((name.encode(), number) for name, number in index.items() if states[number])
     return Nodes(
         index=index,
         names=names,
         states=states,
         online=np.array([state is not None and state.state == ONLINE for state in states], np.bool_),
-        stale=np.zeros(len(names), np.bool_),
+        stale=np.array([name in silent for name in names], np.bool_),
         safety_stock=np.array([state.safety_stock if state else 0 for state in states], np.int64),
         by_name=np.array([number for _, number in declared], np.int64),
+        feeds=feeds,
     )
 
 

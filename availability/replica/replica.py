@@ -9,9 +9,11 @@ ledger. What makes it start over: ``follow``; sums: ``compute``; terms: ``explai
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from itertools import chain
 from operator import itemgetter
 from random import Random
 
@@ -22,20 +24,30 @@ from availability.domain.errors import Reason, ServiceError
 from availability.domain.formula import Ints
 from availability.domain.version import Version
 from availability.ledger.reader import LedgerReader
-from availability.ledger.record import ChannelState, NodeState, OverrideState, StopState
+from availability.ledger.record import (
+    ChannelState,
+    FeedState,
+    FenceState,
+    KitState,
+    NodeState,
+    OverrideState,
+    StopState,
+)
 from availability.replica.bootstrap import Progress
-from availability.replica.columns import STATE_BITS, Column, Rows
-from availability.replica.explain import NodeValue, Sheet, Terms
+from availability.replica.columns import SAFETY_STOCK, STATE_BITS, STATE_MASK, Column
+from availability.replica.explain import NodeValue, Sheet, Terms, kit_terms
 from availability.replica.follow import Follower, Fork
 from availability.replica.policies import Policies, default_channel
 from availability.replica.settings import ReplicaSettings
 from availability.replica.state import Numbers, Prepared, State
-from availability.replica.watch import STATE_MASK, Registry, Watcher
+from availability.replica.watch import Registry, Watcher
 
 FRESHNESS_NEVER_MS = 1 << 40
 """Freshness before the first proof."""
 
 _ENDINGS_MAX = 64
+_SCANNED_ROWS = 1 << 14
+"""Positions looked at under the lock at a time."""
 
 
 class Value(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +67,17 @@ class PolicySnapshot:
     auto_created: tuple[str, ...]
     nodes: tuple[NodeState, ...]
     stops: tuple[StopState, ...]
+    kits: tuple[KitState, ...] = ()
+    feeds: tuple[FeedState, ...] = ()
+    fences: tuple[FenceState, ...] = ()
+
+
+class BasketLine(msgspec.Struct, frozen=True, gc=False):
+    """What a channel can sell of one sku of a basket, and whether it covers the whole basket's need of it."""
+
+    sku: str
+    sellable: int
+    sufficient: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,14 +217,49 @@ class Replica:
         return packed >> STATE_BITS, packed & STATE_MASK, version
 
     def nodes(self, channel: str, sku: str) -> list[NodeValue]:
-        """Return the channel's nodes in sourcing order. Raises ServiceError UNKNOWN_CHANNEL."""
-        rows, policies, _ = self._copied(channel, sku)
-        return Sheet(rows, policies, policies.channel(channel)).node_values()
+        """Return the channel's nodes in sourcing order, none for a kit. Raises ServiceError UNKNOWN_CHANNEL."""
+        kit, sheets, _, _ = self._laid_open(channel, sku)
+        return [] if kit is not None else sheets[0].node_values()
 
     def terms(self, channel: str, sku: str) -> Terms:
         """Return every term of one answer, all at one version. Raises ServiceError UNKNOWN_CHANNEL."""
-        rows, policies, version = self._copied(channel, sku)
-        return Sheet(rows, policies, policies.channel(channel)).terms(channel, sku, version)
+        kit, sheets, policies, version = self._laid_open(channel, sku)
+        if kit is None:
+            return sheets[0].terms(channel, sku, version)
+        return kit_terms(channel, kit, self._state.numbers[sku], sheets, policies, version)
+
+    def basket(self, channel: str, wanted: Sequence[tuple[str, int]]) -> tuple[list[BasketLine], Version]:
+        """Judge what somebody wants of several skus (each named once) together, as a reservation would.
+
+        Kits are exploded and what they need of a sku is added to what others need of it. Raises ServiceError
+        UNKNOWN_CHANNEL.
+        """
+        with self._lock:
+            state = self._state
+            column = state.columns.get(channel) or self._open(state, channel)
+            policies, version = state.policies, state.version
+            kits = [state.kit(sku) for sku, _ in wanted] if policies.kits.by_sku else [None] * len(wanted)
+            needs = [
+                [(sku, 1)] if kit is None else kit.flat for (sku, _), kit in zip(wanted, kits, strict=True)
+            ]
+            named = {sku for sku, _ in wanted}.union(part for need in needs for part, _ in need)
+            packed = {sku: column.view[state.numbers[sku]] for sku in named}
+            numbers = {sku: state.numbers[sku] for sku in named}
+        total: Counter[str] = Counter()
+        for (_, quantity), need in zip(wanted, needs, strict=True):
+            for part, units in need:
+                total[part] += quantity * units
+        own = policies.channel(channel)
+        covered = {
+            part: units <= packed[part] >> STATE_BITS and own.has_node(numbers[part])
+            for part, units in total.items()
+        }
+        lines = []
+        for (sku, _), need in zip(wanted, needs, strict=True):
+            sellable = packed[sku] >> STATE_BITS
+            sufficient = sellable > 0 and all(covered[part] for part, _ in need)
+            lines.append(BasketLine(sku, sellable, sufficient))
+        return lines, version
 
     def watch(
         self,
@@ -254,6 +312,7 @@ class Replica:
         with self._lock:
             state = self._state
             policies, version, columns = state.policies, state.version, list(state.columns)
+            fences = list(state.fences.by_sku.values())
         channels = sorted(policies.channels.values(), key=lambda channel: channel.state.channel.encode())
         stops = [stop for channel in channels if (stop := channel.stop) is not None]
         stops += [stop for channel in channels for stop in channel.stops.by_sku.values()]
@@ -266,7 +325,39 @@ class Replica:
             auto_created=tuple(sorted((name for name in columns if name not in declared), key=str.encode)),
             nodes=tuple(sorted(nodes, key=lambda node: node.node.encode())),
             stops=tuple(sorted(stops, key=lambda stop: (stop.channel.encode(), stop.sku.encode()))),
+            kits=tuple(sorted(policies.kits.by_sku.values(), key=lambda kit: kit.kit_sku.encode())),
+            feeds=tuple(
+                sorted(policies.nodes.feeds.values(), key=lambda f: (f.source.encode(), f.node.encode()))
+            ),
+            fences=tuple(
+                sorted(chain(*fences), key=lambda fence: (fence.channel.encode(), fence.sku.encode()))
+            ),
         )
+
+    def safety_stocks(self) -> list[tuple[str, str, int]]:
+        """Return the positions with a safety stock of their own as (sku, node, units), by bytewise names.
+
+        Read a piece at a time, so that answers do not wait; the pieces may be of successive versions.
+        """
+        found = []
+        skus = self._state.positions.chunks(len(self._state.names), _SCANNED_ROWS)
+        for part in skus:
+            with self._lock:
+                state = self._state
+                rows = state.positions.rows(part)
+                names = state.policies.nodes.names
+            own = np.flatnonzero(rows.values[:, SAFETY_STOCK] >= 0)
+            numbers = part[np.searchsorted(rows.offsets, own, side="right") - 1]
+            found += [
+                (state.names[sku], names[node], units)
+                for sku, node, units in zip(
+                    numbers.tolist(),
+                    rows.nodes[own].tolist(),
+                    rows.values[own, SAFETY_STOCK].tolist(),
+                    strict=True,
+                )
+            ]
+        return sorted(found, key=lambda one: (one[0].encode(), one[1].encode()))
 
     def channel_policy(self, channel: str) -> ChannelState:
         """Return a channel's policy, the default one where it was auto-created. Raises UNKNOWN_CHANNEL."""
@@ -315,14 +406,17 @@ class Replica:
         state.open_shared([channel])
         return state.shared
 
-    def _copied(self, channel: str, sku: str) -> tuple[Rows, Policies, Version]:
+    def _laid_open(self, channel: str, sku: str) -> tuple[KitState | None, list[Sheet], Policies, Version]:
+        """Lay a plain sku open, or the plain skus of a kit, all at one version."""
         with self._lock:
             state = self._state
             if channel not in state.columns:
                 self._open(state, channel)
-            number = state.numbers.get(sku)
-            rows = state.positions.rows(np.array([] if number is None else [number], np.int64))
-            return rows, state.policies, state.version
+            policies, version, kit = state.policies, state.version, state.kit(sku)
+            skus = [sku] if kit is None else [part for part, _ in kit.flat]
+            spreads = [state.spread(part) for part in skus]
+        own = policies.channel(channel)
+        return kit, [Sheet(rows, fences, policies, own) for rows, fences in spreads], policies, version
 
     def _is_lost(self, version: Version) -> bool:
         last = self._endings.get(version.epoch)

@@ -8,7 +8,7 @@ ledger (``follow`` does, and checks order and chain before) or waits for anybody
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -21,7 +21,10 @@ from availability.ledger.record import (
     BODIES,
     DeltasBody,
     Entry,
+    FeedBody,
+    FenceState,
     Kind,
+    KitState,
     OverrideState,
     PolicyBody,
     PositionChange,
@@ -29,9 +32,10 @@ from availability.ledger.record import (
     StopState,
     decode_body,
 )
-from availability.replica.columns import FIELDS, Column, Plan, Positions, contains
-from availability.replica.compute import packed_answers, shared_terms
+from availability.replica.columns import FIELDS, Column, Plan, Positions, Rows, contains
+from availability.replica.compute import overlaid, packed_answers, packed_kits, shared_terms
 from availability.replica.errors import UnreadableRecord
+from availability.replica.fences import Changed, Fences, FencesOfSku
 from availability.replica.policies import Changes, Channel, Moved, Policies
 from availability.replica.settings import ReplicaSettings
 
@@ -56,6 +60,7 @@ class Prepared:
     chain: str
     records: int
     plan: Plan | None
+    fences: Mapping[int, FencesOfSku]
     policies: Policies
     updates: Sequence[Update]
     opened: dict[str, Column]
@@ -70,6 +75,7 @@ class SkuFigures:
     positions: tuple[tuple[str, int, int, int, int, int], ...]
     overrides: tuple[tuple[str, int, int, int, tuple[str, ...]], ...]
     stops: tuple[str, ...]
+    fences: tuple[tuple[str, int, str], ...]
 
 
 class Numbers(dict[str, int]):
@@ -95,6 +101,7 @@ class State:
         """(epoch, seq, counter) from which on every record was counted one by one."""
         self.positions = Positions()
         self.positions.reserve_skus(len(self.names))
+        self.fences = Fences()
         self.policies = Policies.empty()
         self.own: dict[str, Column] = {}
         """Channels with a column of their own. The writer's; readers use ``columns``."""
@@ -112,10 +119,17 @@ class State:
         changes.add_nodes(policies.nodes)
         changes.add_channels(policies.channels)
         changes.add_stops(policies.stops)
+        changes.add_kits(policies.kits)
+        changes.add_feeds(policies.feeds)
         self.policies, _ = self.policies.changed(changes, self._number)
 
     def load_skus(self, skus: Sequence[SkuState]) -> None:
-        """Take positions of a page of skus. Raises ValueError or OverflowError for what cannot be applied."""
+        """Take a page of skus, without overrides and stops. Raises ValueError or OverflowError for what is not
+        applicable.
+        """
+        for sku in skus:
+            if sku.fences:
+                self.fences.load(self._number(sku.sku), sku.fences)
         positions = [position for sku in skus for position in sku.positions]
         if not positions:
             return
@@ -133,8 +147,8 @@ class State:
         self.positions.commit(self.positions.plan(numbers, nodes, values))
 
     def load_sku_policies(self, overrides: Iterable[OverrideState], stops: Iterable[StopState]) -> None:
-        """Take overrides and stops of single skus, all pages at once."""
-        changes = Changes()
+        """Take overrides and stops of single skus, all pages at once; the pages were loaded before."""
+        changes = Changes(seen_channels=self.fences.channels())
         changes.add_overrides(overrides)
         changes.add_stops(stops)
         if changes:
@@ -146,7 +160,7 @@ class State:
         if self._settings.auto_create:
             self.shared = Column(len(self.names))
         self.own, self.columns = columns, dict(columns)
-        for update in self._recomputed(Moved(everything=True), self.policies, None):
+        for update in self._recomputed(Moved(everything=True), self.policies, None, {}):
             update.column.commit(self.counter, update.skus, update.packed)
         self.known_since = (self.version.epoch, self.version.seq, self.counter)
         self._epochs = [self.known_since]
@@ -182,6 +196,7 @@ class State:
         """
         positions: dict[tuple[str, str], PositionChange] = {}
         changes = Changes()
+        fences = Changed(self.fences)
         at, epoch = entries[0], self.version.epoch
         epochs: list[tuple[int, int, int]] = []
         try:
@@ -192,12 +207,19 @@ class State:
                 record = at.record()
                 for position in record.positions:
                     positions[position.sku, position.node] = position
-                _fold_body(record, changes)
+                body = _fold_body(record, changes)
+                if record.fences or (body is not None and body.fences):
+                    self._fold_fences(record, body, fences, changes)
             index = self.policies.nodes.index
             changes.seen_nodes.update(node for _, node in positions if node not in index)
             policies, moved = self.policies, Moved()
             if changes:
                 policies, moved = policies.changed(changes, self._number)
+            moved.skus.update(fences.by_sku)
+            for (
+                name
+            ) in moved.channels:  # another N of a channel leaves others more or less to keep for its fences
+                moved.skus.update(self.fences.of_channel(name))
             plan = self._planned(positions, policies, moved) if positions or moved.skus else None
         except (msgspec.DecodeError, ValueError, OverflowError, KeyError) as error:
             raise UnreadableRecord(at.version, f"{type(error).__name__}: {error}") from error
@@ -207,8 +229,9 @@ class State:
             chain=entries[-1].chain,
             records=len(entries),
             plan=plan,
+            fences=fences.by_sku,
             policies=policies,
-            updates=self._recomputed(moved, policies, plan, opened),
+            updates=self._recomputed(moved, policies, plan, fences.by_sku, opened),
             opened=opened,
             epochs=epochs,
         )
@@ -220,6 +243,7 @@ class State:
         self.counter += prepared.records
         if prepared.plan is not None:
             self.positions.commit(prepared.plan)
+        self.fences.commit(prepared.fences)
         self.policies = prepared.policies
         self.own.update(prepared.opened)
         self.columns.update(prepared.opened)
@@ -241,7 +265,7 @@ class State:
         """Return a sku's figures in memory, to be compared with the ledger's."""
         number = self.numbers.get(sku)
         if number is None:
-            return SkuFigures((), (), ())
+            return SkuFigures((), (), (), ())
         rows = self.positions.rows(np.array([number]))
         names = self.policies.nodes.names
         channels = self.policies.channels.items()
@@ -255,7 +279,18 @@ class State:
             tuple(sorted((names[node], *values) for node, values in pairs)),
             tuple(sorted(_override_figures(override) for override in own)),
             tuple(sorted(stops)),
+            _fence_figures(self.fences.by_sku.get(number, ())),
         )
+
+    def spread(self, sku: str) -> tuple[Rows, FencesOfSku]:
+        """Copy out what an answer about one sku is made of."""
+        number = self.numbers.get(sku)
+        numbers = np.array([] if number is None else [number], np.int64)
+        return self.positions.rows(numbers), () if number is None else self.fences.by_sku.get(number, ())
+
+    def kit(self, sku: str) -> KitState | None:
+        """Return a kit's recipe, or None for a plain sku."""
+        return self.policies.kits.by_sku.get(self.numbers[sku])
 
     @property
     def nbytes(self) -> int:
@@ -282,6 +317,18 @@ class State:
         new = nodes.difference(self.policies.nodes.index)
         if new:
             self.policies, _ = self.policies.changed(Changes(seen_nodes=new), self._number)
+
+    def _fold_fences(
+        self, record: Record, body: PolicyBody | None, fences: Changed, changes: Changes
+    ) -> None:
+        """Fold what a record says of ring-fences; a policy sets them, a grant or its end moves what is left."""
+        for fence in body.fences if body is not None else ():
+            fences.set(self._number(fence.sku), fence)
+        for left in record.fences:
+            fences.left(self._number(left.sku), left)
+        named = (*(body.fences if body is not None else ()), *record.fences)
+        known = self.policies.channels
+        changes.seen_channels.update(fence.channel for fence in named if fence.channel not in known)
 
     def _has_own(self, name: str) -> bool:
         return self._settings.auto_create or self.policies.channels[name].declared
@@ -316,7 +363,12 @@ class State:
         )
 
     def _recomputed(
-        self, moved: Moved, policies: Policies, plan: Plan | None, opened: dict[str, Column] | None = None
+        self,
+        moved: Moved,
+        policies: Policies,
+        plan: Plan | None,
+        fences: Mapping[int, FencesOfSku],
+        opened: dict[str, Column] | None = None,
     ) -> list[Update]:
         """Compute the answers of all that may have moved: the touched skus everywhere, and whole channels."""
         columns = [
@@ -333,14 +385,25 @@ class State:
             for skus in self.positions.chunks(len(self.names), self._settings.chunk_rows):
                 # Of touched skus the rows here are those of before: they come below.
                 rest = skus[~contains(touched, skus)] if touched.size else skus
-                updates += self._answers(rest, policies, whole, None)
+                updates += self._answers(rest, policies, whole, None, fences)
         if touched.size:
-            updates += self._answers(touched, policies, columns, plan)
+            updates += self._answers(touched, policies, columns, plan, fences)
+        if policies.kits.skus.size:
+            every = {id(column) for _, column in whole}
+            for channel, column in columns:
+                kits = policies.kits.skus if id(column) in every else None
+                updates += _kit_answers(kits, touched, policies, channel, column, updates)
         return updates
 
     def _answers(
-        self, skus: Ints, policies: Policies, columns: list[tuple[Channel, Column]], plan: Plan | None
+        self,
+        skus: Ints,
+        policies: Policies,
+        columns: list[tuple[Channel, Column]],
+        plan: Plan | None,
+        fences: Mapping[int, FencesOfSku],
     ) -> list[Update]:
+        """Compute the answers of plain skus, given sorted; ``fences`` are those that change."""
         if plan is None:
             parts = [self.positions.rows(skus)]
         else:
@@ -349,25 +412,73 @@ class State:
                 parts.append(self.positions.rows(skus[~contains(plan.rows.skus, skus)]))
         updates = []
         for rows in parts:
-            terms = shared_terms(rows, policies)
+            terms = shared_terms(rows, policies, self._fences_of(rows.skus, fences))
+            kits = contains(policies.kits.skus, rows.skus) if policies.kits.skus.size else None
             for channel, column in columns:
                 packed = packed_answers(terms, channel)
                 differs = packed != column.packed[rows.skus]
+                if kits is not None:
+                    differs &= ~kits
                 if differs.any():
                     updates.append(Update(column=column, skus=rows.skus[differs], packed=packed[differs]))
         return updates
 
+    def _fences_of(self, skus: Ints, changed: Mapping[int, FencesOfSku]) -> Mapping[int, FencesOfSku]:
+        """Return the fences of some skus as they will be; of a ledger without fences none, at no cost."""
+        kept = self.fences.by_sku
+        if not kept and not changed:
+            return kept
+        if skus.size <= len(kept):
+            numbers = skus.tolist()
+        else:
+            fenced = np.fromiter(kept.keys() | changed.keys(), np.int64)
+            numbers = fenced[contains(skus, fenced)].tolist()
+        found = {number: changed.get(number, kept.get(number, ())) for number in numbers}
+        return {number: fences for number, fences in found.items() if fences}
 
-def _fold_body(record: Record, changes: Changes) -> None:
-    """Fold what a record says besides its positions; holds and orders are not the replica's business."""
+
+def _kit_answers(
+    kits: Ints | None,
+    touched: Ints,
+    policies: Policies,
+    channel: Channel,
+    column: Column,
+    updates: Sequence[Update],
+) -> list[Update]:
+    """Compute one channel's answers of some kits (None: those that were touched or of which a part moved)."""
+    newer = [(update.skus, update.packed) for update in updates if update.column is column]
+    if kits is None:
+        if not newer and not touched.size:
+            return []
+        own = touched[contains(policies.kits.skus, touched)]
+        kits = np.unique(np.concatenate([own, *(policies.kits.made_of(skus) for skus, _ in newer)]))
+    if not kits.size:
+        return []
+    packed = packed_kits(kits, policies, channel, overlaid(column.packed, newer))
+    differs = packed != column.packed[kits]
+    if not differs.any():
+        return []
+    return [Update(column=column, skus=kits[differs], packed=packed[differs])]
+
+
+def _fold_body(record: Record, changes: Changes) -> PolicyBody | None:
+    """Fold what a record says besides positions and fences; return the body of a policy change.
+
+    Holds and orders are not the replica's business.
+    """
     if record.kind not in BODIES:
         raise ValueError(f"a record of kind {record.kind}, which this version does not know")
     if record.kind == Kind.POLICY:
         body: PolicyBody = decode_body(record)
         changes.add(body)
-    elif record.kind == Kind.DELTAS:
+        return body
+    if record.kind == Kind.DELTAS:
         deltas: DeltasBody = decode_body(record)
         changes.add_nodes(deltas.declared)
+    elif record.kind == Kind.FEED:
+        feed: FeedBody = decode_body(record)
+        changes.add_silence(feed.source, feed.node, feed.stale)
+    return None
 
 
 def sku_figures(sku: SkuState) -> SkuFigures:
@@ -381,7 +492,13 @@ def sku_figures(sku: SkuState) -> SkuFigures:
         ),
         tuple(sorted(_override_figures(override) for override in sku.overrides)),
         tuple(sorted(stop.channel for stop in sku.stops if stop.blocked)),
+        _fence_figures(sku.fences),
     )
+
+
+def _fence_figures(fences: Iterable[FenceState]) -> tuple[tuple[str, int, str], ...]:
+    """A fence that is used up may be forgotten by either side."""
+    return tuple(sorted((fence.channel, fence.left, fence.version) for fence in fences if fence.left > 0))
 
 
 def _override_figures(override: OverrideState) -> tuple[str, int, int, int, tuple[str, ...]]:

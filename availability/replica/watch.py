@@ -18,12 +18,10 @@ import numpy as np
 from availability.domain.errors import Reason, ServiceError
 from availability.domain.formula import Ints
 from availability.domain.version import ZERO, Version
-from availability.replica.columns import STATE_BITS, UNKNOWN, Column
+from availability.replica.columns import STATE_BITS, STATE_MASK, UNKNOWN, Column
 
 if TYPE_CHECKING:
     from availability.replica.state import State
-
-STATE_MASK = (1 << STATE_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
