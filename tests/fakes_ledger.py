@@ -20,7 +20,12 @@ from availability.ledger.record import (
     DeltasBody,
     Entry,
     EpochBody,
+    FeedBody,
+    FeedState,
+    FenceLeft,
+    FenceState,
     Kind,
+    KitState,
     NodeState,
     OverrideState,
     PolicyBody,
@@ -30,7 +35,14 @@ from availability.ledger.record import (
     chain_after,
 )
 from availability.replica import default_channel
-from tests.plain_formula import PlainChannel, PlainPosition, plain_answer, plain_node
+from tests.plain_formula import (
+    PlainChannel,
+    PlainFence,
+    PlainPosition,
+    plain_answer,
+    plain_kit,
+    plain_node,
+)
 
 Figures = tuple[int, int, int, int, int]  # on_hand, quarantined, reserved, committed, safety_stock
 _encode = msgspec.msgpack.Encoder().encode
@@ -48,6 +60,9 @@ class Content:
     channels: dict[str, ChannelState] = field(default_factory=dict)
     overrides: dict[tuple[str, str], OverrideState] = field(default_factory=dict)
     stops: dict[tuple[str, str], StopState] = field(default_factory=dict)
+    kits: dict[str, KitState] = field(default_factory=dict)
+    fences: dict[tuple[str, str], FenceState] = field(default_factory=dict)
+    feeds: dict[tuple[str, str], FeedState] = field(default_factory=dict)
     log: list[Entry] = field(default_factory=list)
 
     def copy(self) -> Content:
@@ -60,6 +75,9 @@ class Content:
             dict(self.channels),
             dict(self.overrides),
             dict(self.stops),
+            dict(self.kits),
+            dict(self.fences),
+            dict(self.feeds),
             list(self.log),
         )
 
@@ -85,12 +103,17 @@ class FakeLedger:
         self._called("policies")
         stops = [stop for (_, sku), stop in self.now.stops.items() if not sku]
         return PolicyState(
-            self._head(), list(self.now.nodes.values()), list(self.now.channels.values()), stops
+            self._head(),
+            list(self.now.nodes.values()),
+            list(self.now.channels.values()),
+            stops,
+            list(self.now.kits.values()),
+            list(self.now.feeds.values()),
         )
 
     def page(self, index: int, count: int) -> Page:
         self._called("page")
-        others = [sku for _, sku in [*self.now.overrides, *self.now.stops] if sku]
+        others = [sku for _, sku in [*self.now.overrides, *self.now.stops, *self.now.fences] if sku]
         names = list(dict.fromkeys([*self.now.positions, *others]))
         skus = [self._sku(sku) for sku in names[index : index + count]]
         return Page(self._head(), -1 if len(skus) < count else index + count, skus)
@@ -120,6 +143,7 @@ class FakeLedger:
             [PositionState(node, *figures) for node, figures in self.now.positions.get(sku, {}).items()],
             [override for (_, name), override in self.now.overrides.items() if name == sku],
             [stop for (_, name), stop in self.now.stops.items() if name == sku and sku],
+            [fence for (_, name), fence in self.now.fences.items() if name == sku],
         )
 
     # --- Verbs -------------------------------------------------------------------------------------------
@@ -128,10 +152,14 @@ class FakeLedger:
     def version(self) -> Version:
         return Version(self.now.epoch, self.now.seq)
 
-    def emit(self, kind: int, changes: Iterable[PositionChange], body: object) -> Version:
+    def emit(
+        self, kind: int, changes: Iterable[PositionChange], body: object, fences: Iterable[FenceLeft] = ()
+    ) -> Version:
         """Log one record as the functions do."""
-        raw = _encode((kind, 0, "author", "", "", list(changes), body))
-        return self.append(raw)
+        fields = [kind, 0, "author", "", "", list(changes), body]
+        if fences:
+            fields.append(list(fences))
+        return self.append(_encode(fields))
 
     def append(self, raw: bytes) -> Version:
         """Log bytes, whatever they are."""
@@ -157,6 +185,45 @@ class FakeLedger:
         a, b, reserved, c, d = self.now.positions[sku][node]
         change = self._change(sku, node, (a, b, reserved + quantity, c, d))
         return self.emit(Kind.RESERVED, [change], ReservedBody("r", "web", "", "", 0, []))
+
+    def reserve_fenced(self, channel: str, sku: str, node: str, quantity: int) -> Version:
+        """Move units to reserved (less than none: back), and out of the channel's fence."""
+        a, b, reserved, c, d = self.now.positions[sku][node]
+        change = self._change(sku, node, (a, b, reserved + quantity, c, d))
+        fence = self.now.fences[channel, sku]
+        left = max(0, fence.left - quantity)
+        self.now.fences[channel, sku] = msgspec.structs.replace(fence, left=left)
+        body = ReservedBody("r", channel, "", "", 0, [])
+        return self.emit(Kind.RESERVED, [change], body, [FenceLeft(channel, sku, left, fence.version)])
+
+    def set_fence(self, channel: str, sku: str, left: int) -> Version:
+        fence = FenceState(channel, sku, left, self._next(), "fay", "launch", 10)
+        self.now.fences.pop((channel, sku), None)
+        if left:
+            self.now.fences[channel, sku] = fence
+        return self._policy(fences=[fence])
+
+    def set_kit(self, kit: str, **flat: int) -> Version:
+        """Set a kit's recipe in plain skus; no parts remove it."""
+        parts = sorted(flat.items())
+        state = KitState(kit, parts, parts, self._next(), "kim", "bundle", 11)
+        self.now.kits.pop(kit, None)
+        if parts:
+            self.now.kits[kit] = state
+        return self._policy(kits=[state])
+
+    def set_feed(self, source: str, node: str, interval_ms: int = 1_000) -> Version:
+        feed = FeedState(source, node, interval_ms, 0, False, self._next(), "fred", "nightly", 12)
+        self.now.feeds.pop((source, node), None)
+        if interval_ms:
+            self.now.feeds[source, node] = feed
+        return self._policy(feeds=[feed])
+
+    def hear(self, source: str, node: str, *, stale: bool) -> Version:
+        """Let a feed cross its limit."""
+        feed = self.now.feeds[source, node]
+        self.now.feeds[source, node] = msgspec.structs.replace(feed, stale=stale)
+        return self.emit(Kind.FEED, [], FeedBody(source, node, stale, 0))
 
     def set_node(self, node: str, state: int = 1, safety_stock: int = 0) -> Version:
         return self._policy(nodes=[self._node(node, state, safety_stock)])
@@ -238,6 +305,8 @@ class FakeLedger:
             limit = override.oversell_limit
         nodes = sorted(now.nodes, key=str.encode) if policy.all_nodes else policy.nodes
         offline = {node for node in nodes if node not in now.nodes or now.nodes[node].state != 1}
+        if policy.staleness == 2:
+            offline |= {feed.node for feed in now.feeds.values() if feed.stale}
         positions = {
             node: PlainPosition(*figures[:4], figures[4] if figures[4] >= 0 else now.nodes[node].safety_stock)
             for node, figures in now.positions.get(sku, {}).items()
@@ -253,19 +322,23 @@ class FakeLedger:
         )
 
     def answer(self, channel: str, sku: str) -> tuple[int, int]:
-        return plain_answer(*self.plain(channel, sku))
+        kit = self.now.kits.get(sku)
+        if kit is None:
+            return plain_answer(*self.plain(channel, sku), self._fences(channel, sku))
+        policy = self.plain(channel, sku)[1]
+        parts = [(self.answer(channel, part), units) for part, units in kit.flat]
+        return plain_kit(parts, policy.low_stock_threshold, policy.blocked)
 
     def node_answers(self, channel: str, sku: str) -> list[tuple[str, int, int]]:
+        if sku in self.now.kits:
+            return []
         positions, policy = self.plain(channel, sku)
-        blocked = not positions or policy.blocked
+        fences = self._fences(channel, sku)
+        return [(node, *plain_node(positions, policy, node, fences)) for node in policy.nodes]
+
+    def _fences(self, channel: str, sku: str) -> list[PlainFence]:
         return [
-            (
-                node,
-                *(
-                    (plain_node(positions, policy, node)[0], 0)
-                    if blocked
-                    else plain_node(positions, policy, node)
-                ),
-            )
-            for node in policy.nodes
+            PlainFence(fence.left, self.plain(other, sku)[1])
+            for (other, name), fence in self.now.fences.items()
+            if name == sku and other != channel
         ]

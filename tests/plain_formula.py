@@ -124,3 +124,18 @@ def plain_node(
         plain_net(position) - plain_buffer(channel, plain_give(position)) - fenced + channel.oversell_limit
     )
     return max(0, plain_net(position)), min(sellable, max(0, alone))
+
+
+def plain_kit(
+    parts: Sequence[tuple[tuple[int, int], int]], low_stock_threshold: int, blocked: bool
+) -> tuple[int, int]:
+    """Return (sellable, state number) of a kit, of its parts' answers and the units of each in one kit."""
+    if blocked:
+        return 0, BLOCKED
+    shares = [(sellable // units, state) for (sellable, state), units in parts]
+    sellable = min(share for share, _ in shares)
+    if sellable == 0:
+        return 0, OUT_OF_STOCK
+    if (sellable, OVERSELLING) in shares:
+        return sellable, OVERSELLING
+    return sellable, LOW_STOCK if sellable <= low_stock_threshold else IN_STOCK

@@ -210,8 +210,45 @@ def change_something(random: Random, ledger: FakeLedger) -> None:
             lambda: ledger.set_override(channel, sku, units=units, limit=random.randint(0, 5)),
             lambda: ledger.clear_override(channel, sku),
             lambda: ledger.set_stop(channel, random.choice((sku, "")), blocked=random.random() < 0.5),
+            lambda: ledger.set_stop(channel, "kit", blocked=random.random() < 0.5),
+            lambda: ledger.set_channel(channel, random.choice((None, ["b", "a"])), staleness=2),
+            lambda: ledger.set_fence(channel, sku, random.choice((0, 2, units))),
+            lambda: spend_fence(random, ledger),
+            lambda: ledger.set_kit("kit", **{sku: random.randint(1, 3), "xyzn"[units % 4]: 2}),
+            lambda: ledger.set_kit("kit" if units else "other", **({"x": 1} if units < 7 else {})),
+            lambda: ledger.set_feed(random.choice(("wms", "erp")), node, random.choice((0, 9, 9))),
+            lambda: cross_feed(random, ledger),
         )
     )()
+
+
+def spend_fence(random: Random, ledger: FakeLedger) -> None:
+    """Let a grant take from a fence, or a release give back to it, where there is one."""
+    known = [pair for pair in ledger.now.fences if pair[1] in ledger.now.positions]
+    if known:
+        channel, sku = random.choice(known)
+        ledger.reserve_fenced(
+            channel, sku, random.choice(list(ledger.now.positions[sku])), random.choice((1, 2, -1))
+        )
+
+
+def cross_feed(random: Random, ledger: FakeLedger) -> None:
+    """Let a feed fall silent or come back, where one is watched."""
+    if ledger.now.feeds:
+        ledger.hear(*random.choice(list(ledger.now.feeds)), stale=random.random() < 0.7)
+
+
+def assert_terms_add_up(replica: Replica, channel: str, sku: str) -> None:
+    """Whoever adds an explanation's numbers up gets the answer."""
+    terms = replica.terms(channel, sku)
+    assert (terms.sellable, terms.state) == answer(replica, channel, sku)
+    assert sum(node.net if node.counted else min(0, node.net) for node in terms.nodes) == terms.pool
+    assert sum(fence.counted for fence in terms.fences) == terms.fenced
+    if terms.components:
+        total = min(part.sellable // part.units for part in terms.components)
+    else:
+        total = max(0, terms.pool - terms.buffer - terms.fenced + terms.oversell_limit)
+    assert terms.sellable == (0 if terms.blocked or not terms.known else total)
 
 
 @settings(max_examples=60, deadline=None)
@@ -221,17 +258,18 @@ def test_every_policy_is_the_plain_formula(seed: int, columns: bool) -> None:
     random, clock, ledger = Random(seed), Clock(), FakeLedger()
     ledger.put(("x", "a", (5, 0, 0, 0, -1)))
     replica = served(ledger, clock, auto_create=True, batch_records=random.choice((1, 4, 100)))
-    for _ in range(25):
+    for _ in range(40):
         change_something(random, ledger)
     if columns:
         catch_up(replica, ledger)
     else:
         replica = served(ledger, clock, auto_create=True)
     for channel in ("web", "pos"):
-        for sku in "xyzq":
+        for sku in (*"xyzqn", "kit", "other"):
             assert answer(replica, channel, sku) == ledger.answer(channel, sku)
             shares = [(n.node, n.free, n.sellable) for n in replica.nodes(channel, sku)]
             assert shares == ledger.node_answers(channel, sku)
+            assert_terms_add_up(replica, channel, sku)
 
 
 @settings(deadline=None)  # a busy machine is no failure

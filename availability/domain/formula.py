@@ -81,16 +81,19 @@ def free(nets: Ints) -> Ints:
     return frees
 
 
-def kept(fence_left: IntsLike, frees: Ints, theirs: Flags, ours: Flags, offsets: Ints) -> Ints:
+def kept(
+    fence_left: IntsLike, frees: Ints, theirs: Flags, ours: Flags, shared: Flags | bool, offsets: Ints
+) -> Ints:
     """Return per sku what a channel must leave for the ring-fence of ONE other channel.
 
     max(0, fence_left − Σ free over the other channel's counted nodes that are not counted for this one):
-    units that the other can have without touching ours are not taken from us. ``theirs`` and ``ours`` say per
-    row whether its position is in N of each. Add up over the other channels for ``fenced``.
+    units that the other can have without touching ours are not taken from us; and 0 where not ``shared``: the
+    two count no node together (one without a position is a node too), so nothing sold by one is missing to the
+    other. ``theirs`` and ``ours`` say per row whether its position is in N of each. Add up over the other
+    channels for ``fenced``.
     """
     elsewhere = sums(np.where(theirs & ~ours, frees, 0), offsets)
-    units: Ints = np.maximum(fence_left - elsewhere, 0)
-    return units
+    return np.where(shared, np.maximum(fence_left - elsewhere, 0), 0)
 
 
 def kept_at_node(fence_left: int, theirs_free: int, frees: Ints, theirs: Flags) -> Ints:
@@ -98,8 +101,7 @@ def kept_at_node(fence_left: int, theirs_free: int, frees: Ints, theirs: Flags) 
 
     ``theirs_free`` is Σ free over all of the other channel's counted nodes.
     """
-    units: Ints = np.maximum(fence_left - (theirs_free - np.where(theirs, frees, 0)), 0)
-    return units
+    return np.where(theirs, np.maximum(fence_left - (theirs_free - frees), 0), 0)
 
 
 def sellable(

@@ -35,11 +35,13 @@ from availability.replica.policies import Channel, Nodes, Policies
 class Fenced:
     """The ring-fences of some skus: what is left per channel and sku, over the rows of these skus only."""
 
-    at: Ints  # which of the skus of Terms have a fence
+    skus: Ints
+    at: Ints  # where these are among the skus of Terms
     rows: Ints  # their rows
     offsets: Ints
     frees: Ints
     lefts: Mapping[str, Ints]
+    channels: Mapping[str, Channel]
     counted: Mapping[str, Flags]  # N of each fence's channel
 
     def kept_for_others(self, channel: Channel, counted: Flags, skus: int) -> Ints:
@@ -48,7 +50,8 @@ class Fenced:
         ours = counted[self.rows]
         for name, left in self.lefts.items():
             if name != channel.state.channel:
-                total += formula.kept(left, self.frees, self.counted[name], ours, self.offsets)
+                shared = channel.shares(self.channels[name], self.skus)
+                total += formula.kept(left, self.frees, self.counted[name], ours, shared, self.offsets)
         fenced = np.zeros(skus, np.int64)
         fenced[self.at] = total
         return fenced
@@ -99,13 +102,16 @@ def _fenced(rows: Rows, nets: Ints, policies: Policies, fences: Mapping[int, Fen
         for fence in fences[number]:
             column = lefts.setdefault(fence.channel, np.zeros(numbers.size, np.int64))
             column[place] = fence.left
+    channels = {name: policies.channel(name) for name in lefts}
     return Fenced(
+        skus=numbers,
         at=at,
         rows=picked,
         offsets=offsets,
         frees=formula.free(nets[picked]),
         lefts=lefts,
-        counted={name: policies.channel(name).counted_rows(own) for name in lefts},
+        channels=channels,
+        counted={name: channel.counted_rows(own) for name, channel in channels.items()},
     )
 
 

@@ -162,8 +162,9 @@ class Sheet:
             if fence.channel == self._channel.state.channel:
                 kept.append(0)
                 continue
-            theirs = self._policies.channel(fence.channel).counted_rows(rows)
-            kept.append(int(formula.kept(fence.left, frees, theirs, ours, rows.offsets)[0]))
+            channel = self._policies.channel(fence.channel)
+            theirs, shared = channel.counted_rows(rows), channel.shares(self._channel, rows.skus)
+            kept.append(int(formula.kept(fence.left, frees, theirs, ours, shared, rows.offsets)[0]))
         return kept
 
     def _kept_by_node(self) -> Ints:

@@ -124,15 +124,30 @@ class Channel:
             np.where(limited, own.oversell_limit[at], limit),
         )
 
+    def excludes(self, sku: int) -> Ints:
+        """Return the nodes that are excluded for a sku."""
+        keys = self.overrides.excluded
+        if not keys.size:
+            return keys
+        first, last = np.searchsorted(keys, (sku << NODE_BITS, (sku + 1) << NODE_BITS))
+        return keys[first:last] & (NODES_MAX - 1)
+
     def has_node(self, sku: int) -> bool:
         """Say whether N of a sku has a node at all, stock or not: a grant needs one even to oversell."""
-        counted = int(np.count_nonzero(self.counted))
-        own = self.overrides.by_sku.get(sku)
-        if own is None or not own.excluded_nodes or not counted:
-            return counted > 0
-        first = np.searchsorted(self.overrides.excluded, (sku << NODE_BITS, (sku + 1) << NODE_BITS))
-        excluded = self.overrides.excluded[first[0] : first[1]] & (NODES_MAX - 1)
-        return counted > int(np.count_nonzero(self.counted[excluded]))
+        return self._any_left(self.counted, sku, self)
+
+    def shares(self, other: Channel, skus: Ints) -> Flags:
+        """Say per sku whether this channel and another one count a node together, stock or not."""
+        common = self.counted & other.counted
+        shared = np.full(skus.size, common.any())
+        if shared.any() and (self.overrides.excluded.size or other.overrides.excluded.size):
+            # Exclusions are few, and the skus are those with a fence.
+            shared[:] = [self._any_left(common, sku, other) for sku in skus.tolist()]
+        return shared
+
+    def _any_left(self, nodes: Flags, sku: int, other: Channel) -> bool:
+        excluded = np.union1d(self.excludes(sku), other.excludes(sku))
+        return int(np.count_nonzero(nodes)) > int(np.count_nonzero(nodes[excluded]))
 
     def counted_rows(self, rows: Rows) -> Flags:
         """Return per row whether its position is in N."""
