@@ -508,6 +508,11 @@ class Policies(pol_grpc.PolicyServiceServicer):
         with self.fake.lock:
             return pol.SetRingFenceResponse(version=self.fake.next_version())
 
+    def SetFeed(self, request: Any, context: Any) -> Any:
+        self.fake.enter("SetFeed", request, context)
+        with self.fake.lock:
+            return pol.SetFeedResponse(version=self.fake.next_version())
+
     def GetPolicy(self, request: Any, context: Any) -> Any:
         self.fake.enter("GetPolicy", request, context)
         with self.fake.lock:

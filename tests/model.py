@@ -4,7 +4,7 @@ It is the third, independent computation: it imports nothing of ours, is fast en
 meant to be read beside CONTRACT.md sections 2 to 4, in its words. Where the ledger and this file disagree,
 one of them has a bug. Time does not pass here: a test says `expire` when the ledger ended a hold.
 
-Not modelled: kits, feeds, links, transfers, expected supply, SET_ON_HAND, and what waits for a clock.
+Not modelled: kits, links, transfers, expected supply, SET_ON_HAND, and what waits for a clock.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Policy:
     buffer: Buffer = Buffer()
     oversell_limit: int = 0
     low_stock_threshold: int = 0
+    exclude_stale: bool = False
+    """Staleness EXCLUDE: a node is left out while any watched feed of it is stale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +360,8 @@ class Model:
         self.holds: dict[str, Hold] = {}
         self.orders: dict[OrderName, Order] = {}
         self.marks: dict[tuple[str, str], int] = {}
+        self.feeds: dict[tuple[str, str], bool] = {}
+        """(source, node) of each watched feed: whether it is stale."""
         self.events: dict[tuple[str, str], Delta] = {}
         self.requests: dict[str, tuple[object, Granted | Changed | Refusal]] = {}
         self._carrying: dict[OrderName, list[str]] = {}
@@ -401,7 +405,9 @@ class Model:
     def serves(self, channel: str, sku: str, node: str) -> bool:
         """Tell whether a node of the channel is in N."""
         excluded = self.overrides.get((channel, sku), Override()).excluded_nodes
-        return self.nodes[node].online and node not in excluded
+        stale = any(is_stale for (_, of), is_stale in self.feeds.items() if of == node)
+        left_out = stale and self.policy(channel).exclude_stale
+        return self.nodes[node].online and node not in excluded and not left_out
 
     def blocked(self, channel: str, sku: str) -> bool:
         return bool(self.stops & {(channel, ""), ("", sku), (channel, sku)})
@@ -853,6 +859,33 @@ class Model:
 
     def apply_delta(self, delta: Delta, *, source: str = "") -> tuple[str, str]:
         """Apply one delta of a request of `source`: (result, reason where REJECTED)."""
+        result, reason = self._apply_delta(delta, source)
+        if result not in ("REJECTED", "PARKED") and (delta.source, delta.node) in self.feeds:
+            self.feeds[delta.source, delta.node] = False
+        return result, reason
+
+    def heartbeat(self, source: str) -> None:
+        """Hear an empty batch: it speaks for all nodes of the source."""
+        for feed in self.feeds:
+            if feed[0] == source:
+                self.feeds[feed] = False
+
+    def set_feed(self, source: str, node: str, *, watched: bool) -> None:
+        """Watch a feed, or watch it no more. A test says `silence` when one passed its limit."""
+        if node not in self.nodes and not self.auto_create:
+            raise Refusal("UNKNOWN_NODE")
+        self.nodes.setdefault(node, Node())
+        if watched:
+            self.feeds.setdefault((source, node), False)
+        else:
+            self.feeds.pop((source, node), None)
+
+    def silence(self, source: str, node: str) -> None:
+        """Let a watched feed be silent for longer than its limit."""
+        assert (source, node) in self.feeds
+        self.feeds[source, node] = True
+
+    def _apply_delta(self, delta: Delta, source: str) -> tuple[str, str]:
         if source and source != delta.source:
             return "REJECTED", "SOURCE_MISMATCH"
         if delta.source_sequence:

@@ -59,6 +59,13 @@ class Sale(StrEnum):
     BLOCKED = "blocked"
 
 
+class Silence(StrEnum):
+    """What a silent feed does to its node's stock."""
+
+    KEEP = "keep"
+    EXCLUDE = "exclude"
+
+
 @app.command("set-channel")
 def set_channel(
     channel: ChannelName,
@@ -72,6 +79,9 @@ def set_channel(
     oversell_limit: Limit = None,
     low_stock: Annotated[int, typer.Option("--low-stock", help="LOW_STOCK at or below it.")] = 0,
     publish_limit: PublishLimit = None,
+    staleness: Annotated[
+        Silence, typer.Option("--staleness", help="What a silent feed does to its node: keep or exclude.")
+    ] = Silence.KEEP,
     as_json: AsJson = False,
     target: Target = DEFAULT_TARGET,
     token_file: TokenFile = None,
@@ -91,6 +101,7 @@ def set_channel(
         oversell_limit=oversell_limit or 0,
         low_stock_threshold=low_stock,
         publish_limit=publish_limit,
+        staleness=pol.STALENESS_EXCLUDE if staleness is Silence.EXCLUDE else pol.STALENESS_KEEP,
     )
     request = pol.SetChannelPolicyRequest(policy=policy, reason=reason)
     with connect(target, token_file, tls_ca) as client:
@@ -234,6 +245,37 @@ def fence(
     request = pol.SetRingFenceRequest(channel=channel, sku=sku, units=units, reason=reason)
     with connect(target, token_file, tls_ca) as client:
         _done(client.call(client.policies.SetRingFence, request), as_json)
+
+
+@app.command("feed")
+def set_feed(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Reporting system.")],
+    node: Node,
+    reason: Reason,
+    every: Annotated[
+        str, typer.Option("--every", metavar="DURATION", help="Longest regular silence: 15m.")
+    ] = "",
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="DURATION", help="Patience on top of it: 5m.")
+    ] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Watch it no more.")] = False,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Watch how long a source is silent about a node: channels with --staleness exclude then leave it out."""
+    from availability.v1 import policy_pb2 as pol
+
+    if bool(every) == remove or (grace and remove):
+        raise usage("name --every, or --remove")
+    request = pol.SetFeedRequest(source=source, node=node, reason=reason)
+    if every:
+        request.expected_interval.FromMilliseconds(round(parse_duration_s(every) * 1000))
+    if grace:
+        request.grace.FromMilliseconds(round(parse_duration_s(grace) * 1000))
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetFeed, request), as_json)
 
 
 @app.command("show")

@@ -239,6 +239,10 @@ class Ledger:
         """Who stands behind a sku's figures."""
         return _BEHIND.decode(self._fcall("behind", sku))
 
+    def feeds(self) -> tuple[int, list[FeedRow]]:
+        """Ledger clock and every watched feed."""
+        return _FEEDS.decode(self._fcall("feeds"))
+
     # Inside -------------------------------------------------------------------------------------------------
 
     def _function(self, name: str) -> str:
@@ -349,4 +353,5 @@ _VIEW = msgspec.msgpack.Decoder(tuple[calls.HoldView | bool])
 _VIEWS = msgspec.msgpack.Decoder(tuple[list[calls.HoldView], list[int]])
 _ORDER = msgspec.msgpack.Decoder(tuple[Head, calls.OrderMeta | bool, list[tuple[str, calls.OrderSkuState]]])
 _STREAMS = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str, int, int, int, int]]])
+_FEEDS = msgspec.msgpack.Decoder(tuple[int, list[FeedRow]])
 _BEHIND = msgspec.msgpack.Decoder(Behind)

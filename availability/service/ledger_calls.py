@@ -87,6 +87,7 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
         "more units than the pool of the channel's nodes has now, which is named here",
     ),
     "TOO_MANY_FENCES": (Reason.INVALID_REQUEST, "as many channels as may fence a sku do so already"),
+    "TOO_MANY_FEEDS": (Reason.INVALID_REQUEST, "as many feeds as there may be are watched already"),
     "RESERVATION_NOT_FOUND": (
         Reason.RESERVATION_NOT_FOUND,
         "no such reservation, or it ended more than 24 h ago",

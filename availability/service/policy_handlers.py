@@ -5,7 +5,14 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from availability.domain.errors import ServiceError, invalid
-from availability.domain.limits import CHANNEL_NODES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from availability.domain.limits import (
+    CHANNEL_NODES_MAX,
+    FEED_GRACE_MS_MAX,
+    FEED_INTERVAL_MS_MAX,
+    FEED_INTERVAL_MS_MIN,
+    PAGE_SIZE_DEFAULT,
+    PAGE_SIZE_MAX,
+)
 from availability.domain.text import text_problem
 from availability.ledger import calls
 from availability.ledger.ledger import Ledger
@@ -18,6 +25,7 @@ from availability.service.requests import (
     check_id,
     check_quantity,
     check_reason,
+    duration_ms,
     not_built,
     request_key,
     timestamp,
@@ -135,6 +143,25 @@ class PolicyHandlers:
             version=reply.version, replayed=reply.replayed, durability=self._durability
         )
 
+    def set_feed(self, request: pb.SetFeedRequest, ctx: CallContext) -> pb.SetFeedResponse:
+        """Watch how long a source is silent about a node, or watch it no more."""
+        check_id(request.source, "source")
+        check_id(request.node, "node")
+        interval_ms = grace_ms = 0
+        if request.HasField("expected_interval"):
+            interval_ms = duration_ms(
+                request.expected_interval,
+                "expected_interval",
+                least=FEED_INTERVAL_MS_MIN,
+                most=FEED_INTERVAL_MS_MAX,
+            )
+        if request.HasField("grace"):
+            if not interval_ms:
+                raise invalid("grace without expected_interval", field="grace")
+            grace_ms = duration_ms(request.grace, "grace", least=0, most=FEED_GRACE_MS_MAX)
+        reply = self._write(request, ctx, "feed", [request.source, request.node, interval_ms, grace_ms])
+        return pb.SetFeedResponse(version=reply.version, replayed=reply.replayed, durability=self._durability)
+
     def get_policy(self, request: pb.GetPolicyRequest, ctx: CallContext) -> pb.GetPolicyResponse:
         """Return a channel's policy and a page of its overrides."""
         check_id(request.channel, "channel")
@@ -245,7 +272,6 @@ def _channel_value(policy: pb.ChannelPolicy) -> list[object]:
         publish_limit = policy.publish_limit
     not_built(
         **{
-            "staleness EXCLUDE": policy.staleness == pb.STALENESS_EXCLUDE,
             "this unreachable value": policy.unreachable not in (0, pb.UNREACHABLE_REFUSE),
             "this staleness value": policy.staleness not in pb.Staleness.values(),
         }
@@ -259,7 +285,7 @@ def _channel_value(policy: pb.ChannelPolicy) -> list[object]:
         policy.oversell_limit,
         policy.low_stock_threshold,
         publish_limit,
-        pb.STALENESS_KEEP,
+        policy.staleness or pb.STALENESS_KEEP,
         pb.UNREACHABLE_REFUSE,
     ]
 

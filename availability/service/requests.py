@@ -73,6 +73,14 @@ def grouped_lines(lines: Sequence[common_pb2.RequestedLine], lines_max: int) -> 
     return list(totals.items())
 
 
+def duration_ms(duration: Duration, what: str, *, least: int, most: int) -> int:
+    """Milliseconds of a duration within its limits, which are milliseconds too."""
+    value = duration.seconds * 1000 + duration.nanos // 1_000_000
+    if not least <= value <= most:
+        raise invalid(f"{what} must be {least / 1000:g} s to {most / 1000:g} s", field=what)
+    return value
+
+
 def hold_ms(duration: Duration) -> int:
     """Milliseconds of a hold, 1 s to 24 h."""
     value = duration.seconds * 1000 + duration.nanos // 1_000_000

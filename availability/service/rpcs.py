@@ -111,6 +111,7 @@ RPCS: tuple[Rpc, ...] = (
         SetNode=CallClass.ADMIN,
         SetSaleState=CallClass.ADMIN,
         SetRingFence=CallClass.ADMIN,
+        SetFeed=CallClass.ADMIN,
         GetPolicy=CallClass.ADMIN,
         ListPolicies=CallClass.ADMIN,
     ),

@@ -70,6 +70,11 @@ class PolicyServiceStub:
                 request_serializer=availability_dot_v1_dot_policy__pb2.SetRingFenceRequest.SerializeToString,
                 response_deserializer=availability_dot_v1_dot_policy__pb2.SetRingFenceResponse.FromString,
                 _registered_method=True)
+        self.SetFeed = channel.unary_unary(
+                '/availability.v1.PolicyService/SetFeed',
+                request_serializer=availability_dot_v1_dot_policy__pb2.SetFeedRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_policy__pb2.SetFeedResponse.FromString,
+                _registered_method=True)
         self.GetPolicy = channel.unary_unary(
                 '/availability.v1.PolicyService/GetPolicy',
                 request_serializer=availability_dot_v1_dot_policy__pb2.GetPolicyRequest.SerializeToString,
@@ -136,6 +141,13 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetFeed(self, request, context):
+        """SetFeed says how often a source should be heard about a node. Errors: UNKNOWN_NODE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicy(self, request, context):
         """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL.
         """
@@ -187,6 +199,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.SetRingFence,
                     request_deserializer=availability_dot_v1_dot_policy__pb2.SetRingFenceRequest.FromString,
                     response_serializer=availability_dot_v1_dot_policy__pb2.SetRingFenceResponse.SerializeToString,
+            ),
+            'SetFeed': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetFeed,
+                    request_deserializer=availability_dot_v1_dot_policy__pb2.SetFeedRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_policy__pb2.SetFeedResponse.SerializeToString,
             ),
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
@@ -389,6 +406,33 @@ class PolicyService:
             '/availability.v1.PolicyService/SetRingFence',
             availability_dot_v1_dot_policy__pb2.SetRingFenceRequest.SerializeToString,
             availability_dot_v1_dot_policy__pb2.SetRingFenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetFeed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.PolicyService/SetFeed',
+            availability_dot_v1_dot_policy__pb2.SetFeedRequest.SerializeToString,
+            availability_dot_v1_dot_policy__pb2.SetFeedResponse.FromString,
             options,
             channel_credentials,
             insecure,

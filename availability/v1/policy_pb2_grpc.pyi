@@ -49,6 +49,8 @@ class PolicyServiceStub:
     """SetRingFence sets how many units of a sku only one channel may sell from now on; it starts a new generation, and holds
     of an earlier one return nothing to it. Errors: UNKNOWN_CHANNEL, KIT_SKU, FENCE_OVER_POOL.
     """
+    SetFeed: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SetFeedRequest, _policy_pb2.SetFeedResponse]
+    """SetFeed says how often a source should be heard about a node. Errors: UNKNOWN_NODE."""
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]
     """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]
@@ -75,6 +77,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """SetRingFence sets how many units of a sku only one channel may sell from now on; it starts a new generation, and holds
     of an earlier one return nothing to it. Errors: UNKNOWN_CHANNEL, KIT_SKU, FENCE_OVER_POOL.
     """
+    SetFeed: _aio.UnaryUnaryMultiCallable[_policy_pb2.SetFeedRequest, _policy_pb2.SetFeedResponse]  # type: ignore[assignment]
+    """SetFeed says how often a source should be heard about a node. Errors: UNKNOWN_NODE."""
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]  # type: ignore[assignment]
@@ -140,6 +144,14 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """SetRingFence sets how many units of a sku only one channel may sell from now on; it starts a new generation, and holds
         of an earlier one return nothing to it. Errors: UNKNOWN_CHANNEL, KIT_SKU, FENCE_OVER_POOL.
         """
+
+    @_abc_1.abstractmethod
+    def SetFeed(
+        self,
+        request: _policy_pb2.SetFeedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.SetFeedResponse, _abc.Awaitable[_policy_pb2.SetFeedResponse]]:
+        """SetFeed says how often a source should be heard about a node. Errors: UNKNOWN_NODE."""
 
     @_abc_1.abstractmethod
     def GetPolicy(

@@ -127,6 +127,19 @@ def with_checkpoints(lab: Lab) -> None:
     lab.age(2 * DAY_MS)
 
 
+def watch_feeds(lab: Lab) -> None:
+    for number, node in enumerate(("n1", "n2")):
+        assert lab.policy(f"feed{number}", "feed", ["erp", node, 2_000, 0]).status == "OK"
+
+
+def silence_feeds(lab: Lab) -> None:
+    """Two feeds are silent for too long, a third was heard since."""
+    watch_feeds(lab)
+    lab.policy("feed3", "feed", ["wms", "n1", 2_000, 0])
+    lab.age(2_000)
+    lab.tell(delta("RECEIPT", "a", "n1", 1, source="wms"))
+
+
 ORDER: dict[str, Any] = {"order_source": "web", "order_ref": "named"}
 FORGOTTEN = ("res:", "ended:", "ord:", "ord_last", "req:", "evt:")
 """What a sweep forgets is gone for good, and the next sweep goes on where this one ended."""
@@ -293,6 +306,27 @@ SITUATIONS = [
         function="policy",
         call=policy("override", "nobody", "x", 1, -1, 2, -1, [], auto_create=False),
     ),
+    Situation(name="watch a feed", function="policy", call=policy("feed", "erp", "n1", 9_000, 0)),
+    Situation(
+        name="watch a feed no more",
+        function="policy",
+        call=policy("feed", "erp", "n1", 0, 0),
+        prepare=watch_feeds,
+    ),
+    Situation(
+        name="hear of a node",
+        function="deltas",
+        call=deltas(delta("RECEIPT", "a", "n1", 5)),
+        prepare=watch_feeds,
+    ),
+    Situation(name="heartbeat of feeds", function="deltas", call=deltas(), prepare=watch_feeds),
+    Situation(
+        name="sweep, feeds due",
+        function="sweep",
+        call=(200, DAY_MS, 30 * DAY_MS, 86_400),
+        prepare=silence_feeds,
+        due=True,
+    ),
     Situation(name="sweep, nothing due", function="sweep", call=(200, DAY_MS, 30 * DAY_MS, 86_400)),
     Situation(name="sweep, holds due", function="sweep", call=(200, DAY_MS, 30 * DAY_MS, 86_400), due=True),
     Situation(
@@ -389,7 +423,9 @@ def check_nothing(situation: Situation, before: Dump, after: Dump, what: str) ->
         return
     assert situation.due, f"{what}: logged"
     kinds = {entry.record().kind for entry in grown}
-    assert kinds <= {Kind.EXPIRED, Kind.POLICY}, f"{what}: logged {kinds}, not only the end of what was due"
+    assert kinds <= {Kind.EXPIRED, Kind.POLICY, Kind.FEED}, (
+        f"{what}: logged {kinds}, not only the end of what was due"
+    )
 
 
 Stored = list[tuple[bytes, int, bytes]]

@@ -1,7 +1,7 @@
 -- Policy as the functions read it: channels, nodes, stops. Layouts are those of record.py.
 
 local Policy = {}
-local ONLINE = 1
+local ONLINE, EXCLUDE = 1, 2
 local NODES_MAX = 2000 -- an all_nodes channel reads one position of each in one command
 
 -- Decoded policy, kept between calls under a name that no other content can have: the chain of the change that led
@@ -67,6 +67,24 @@ function Policy.flush_nodes(ctx, txn)
   end
 end
 
+-- Watched feeds: by_source {source: {node: FeedState}}, and stale {node: true} where any feed of the node is stale.
+local NO_FEEDS = {by_source = {}, stale = {}}
+function Policy.feeds(ctx)
+  if ctx.policy == NO_CHAIN then return NO_FEEDS end
+  local keep = keep_of(ctx)
+  if not keep.feeds then
+    local rows, feeds = call('HGETALL', ctx.base .. 'policy:feed'), {by_source = {}, stale = {}}
+    for i = 1, #rows, 2 do
+      local f = unpack_msg(rows[i + 1])
+      local of = feeds.by_source[f[1]] or {}
+      feeds.by_source[f[1]], of[f[2]] = of, f
+      if f[5] then feeds.stale[f[2]] = true end
+    end
+    keep.feeds = feeds
+  end
+  return keep.feeds
+end
+
 local function from_state(ctx, p, blocked)
   local ch = {
     name = p[1], units = p[4], percent = p[5], oversell = p[6], blocked = blocked, nodes = {}, online = {}, safety = {},
@@ -85,6 +103,10 @@ local function from_state(ctx, p, blocked)
     end
   end
   for i, name in ipairs(ch.nodes) do ch.fields[5 + i] = 'n' .. name end
+  if p[9] == EXCLUDE then -- a node is left out while any watched feed of it is stale
+    local stale = Policy.feeds(ctx).stale
+    for i, name in ipairs(ch.nodes) do ch.online[i] = ch.online[i] and not stale[name] end
+  end
   return ch
 end
 

@@ -312,6 +312,14 @@ local function read_call(raw)
   return source, auto_create, window_ms, prints, buckets, reasons, deltas, starts
 end
 
+local function emit(ctx, txn, source, causes, declared, positions)
+  local marks = {}
+  for _, name in ipairs(sorted_keys(ctx.streams or {})) do marks[#marks + 1] = {name, ctx.streams[name].row[1]} end
+  Log.emit(ctx, txn, KIND_DELTAS, NOBODY, positions,
+    ARRAY[6] .. pack(source) .. struct_pack('>BI2', 0xdc, #causes) .. concat(causes)
+      .. pack(marks, declared, ctx.released, ctx.oversold))
+end
+
 -- cmd = {source, deltas {{fingerprint, bucket, reject_reason, cause}, ...}, auto_create, event_window_ms}
 -- reply = {status, version, results, details {{index, result, reason, expected}, ...}}
 function Deltas.apply(keys, args)
@@ -323,7 +331,9 @@ function Deltas.apply(keys, args)
   local txn = Txn.new()
   local results, details, causes, declared = {}, {}, {}, {}
   ctx.oversold, ctx.released, ctx.holds = {}, {}, {}
-  if #deltas == 0 then stream_of(ctx, source, '') end -- a heartbeat
+  local feeds = Feeds.of(ctx, source)
+  local heard = #deltas == 0 or {} -- the nodes, or true: a heartbeat
+  if heard == true then stream_of(ctx, source, '') end
   for i = 1, #deltas do
     local d = deltas[i]
     local result, reason, expected
@@ -347,8 +357,10 @@ function Deltas.apply(keys, args)
       result = APPLIED
       causes[#causes + 1] = sub(raw, starts[i] + 1, d[1])
     end
+    if feeds and result ~= REJECTED and result ~= PARKED then heard[d[NODE]] = true end
     results[i] = result
   end
+  local fresh = feeds and Feeds.hear(ctx, txn, source, feeds, heard)
   flush_streams(ctx, txn, source)
   txn:add({'SADD', ctx.base .. 'sources', source})
   flush_events(ctx, txn)
@@ -358,13 +370,10 @@ function Deltas.apply(keys, args)
   local positions = Positions.flush(ctx, txn)
   if #causes == 0 and #declared == 0 then
     Log.quiet(ctx, txn)
-    return pack({'OK', Log.version(ctx), results, details})
+  else
+    emit(ctx, txn, source, causes, declared, positions)
   end
-  local marks = {}
-  for _, name in ipairs(sorted_keys(ctx.streams or {})) do marks[#marks + 1] = {name, ctx.streams[name].row[1]} end
-  Log.emit(ctx, txn, KIND_DELTAS, NOBODY, positions,
-    ARRAY[6] .. pack(source) .. struct_pack('>BI2', 0xdc, #causes) .. concat(causes)
-      .. pack(marks, declared, ctx.released, ctx.oversold))
+  if fresh then Feeds.freshen(ctx, fresh) end
   return pack({'OK', Log.version(ctx), results, details})
 end
 

@@ -177,6 +177,17 @@ local writers = {
     txn:change(s.key, 'f', rows[1] and pack(rows) or false, s.fence_raw or false)
     body[8][1] = v
   end,
+  -- v = {source, node, interval_ms (0: watched no more), grace_ms}
+  feed = function(ctx, txn, v, req, reason, body, auto_create)
+    if v[3] > 0 then
+      local why, name = need_nodes(ctx, txn, {v[2]}, auto_create, req[5], body)
+      if why then return why, name end
+    end
+    local state, refused = Feeds.set(ctx, txn, v[1], v[2], v[3], v[4])
+    if refused then return refused, v[2] end
+    Feeds.put(ctx, txn, stamp(ctx, state, req, reason))
+    body[9][1] = state
+  end,
 }
 
 -- Refuse, or collect in txn and body. cmd as below. Returns a refusal and what it is about.

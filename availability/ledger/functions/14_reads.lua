@@ -25,7 +25,7 @@ end
 function Reads.policies(keys)
   local base = sub(keys[1], 1, -5)
   return pack({point_of(keys[1]), values_of(base .. 'policy:node'), values_of(base .. 'policy:channel'),
-    values_of(base .. 'policy:stop')})
+    values_of(base .. 'policy:stop'), values_of(base .. 'policy:kit'), values_of(base .. 'policy:feed')})
 end
 
 local function sku_state(base, sku)
@@ -151,7 +151,7 @@ end
 
 -- Who stands behind a sku's figures. ARGV[1] = sku.
 -- reply = {head, clock, {{node, {reason: q}}, ...}, {{reservation, {{node, q}, ...}}, ...}, {{order name, {node: q}}, ...},
---   {{order name, {{node: q}, reservations}}, ...} of holds that count less, streams}
+--   {{order name, {{node: q}, reservations}}, ...} of holds that count less, streams, expected, feeds}
 function Reads.behind(keys, args)
   local ctx = clocks(keys)
   local base, sku = ctx.base, args[1]
@@ -179,5 +179,11 @@ function Reads.behind(keys, args)
   for _, source in ipairs(call('SMEMBERS', base .. 'sources')) do
     for _, row in ipairs(streams_of(base, source)) do streams[#streams + 1] = row end
   end
-  return pack({point_of(keys[1]), ctx.clock, reasons, holds, orders, waived, streams})
+  return pack({point_of(keys[1]), ctx.clock, reasons, holds, orders, waived, streams, {}, Feeds.rows(ctx)})
+end
+
+-- reply = {clock, FeedRow of ledger.py of each watched feed}
+function Reads.feeds(keys)
+  local ctx = clocks(keys)
+  return pack({ctx.clock, Feeds.rows(ctx)})
 end
