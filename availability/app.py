@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import msgspec
 import structlog
+from pydantic import SecretStr
 
 from availability.config import RedisSettings, Settings
 from availability.ledger.commit_queue import QueueSettings
@@ -77,8 +79,21 @@ class RunningServer:
     pid: int
 
 
+Look = Callable[[], None]
+"""What looks after a server that runs; wants a call every WATCHDOG_INTERVAL_S."""
+
+
 def serve(settings: Settings, *, embedded: bool, ready_file: Path | None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. Call it from the main thread."""
+    return serve_until_told(settings, lambda: running(settings, embedded=embedded), ready_file)
+
+
+def serve_until_told(
+    settings: Settings,
+    start: Callable[[], AbstractContextManager[tuple[RunningServer, Look]]],
+    ready_file: Path | None,
+) -> int:
+    """Keep what `start` starts up until SIGTERM or SIGINT; return the exit code. Main thread only."""
     setup_logging(settings.logging.level, settings.logging.format)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,12 +101,12 @@ def serve(settings: Settings, *, embedded: bool, ready_file: Path | None) -> int
     try:
         if ready_file is not None:
             _forget_ready_file(ready_file)
-        with running(settings, embedded=embedded) as (server, watch):
+        with start() as (server, look):
             if ready_file is not None:
                 _write_ready_file(ready_file, server)
             _LOG.info("serving", grpc=server.grpc, redis=server.redis, pid=server.pid)
             while not stop.wait(WATCHDOG_INTERVAL_S):
-                watch()
+                look()
     except (StartRefused, EmbeddedError, LedgerLost, TokenFileError, TlsFileError, NotLoopback) as error:
         print(f"availability: {error}", file=sys.stderr)
         return 1
@@ -102,44 +117,49 @@ def serve(settings: Settings, *, embedded: bool, ready_file: Path | None) -> int
 
 
 @contextmanager
-def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServer, Watchdog]]:
-    """Build and start a server; drain and stop it on leaving. The watchdog wants a call now and then."""
+def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServer, Look]]:
+    """Build and start a server; drain and stop it on leaving."""
+    check_callers(settings)
+    with ledger_home(settings, embedded=embedded) as (home, redis_process):
+        preflight(home)
+        with serving(home) as (server, ledger):
+            yield server, Watchdog(ledger, LastSeen(settings.data_dir), redis_process)
+
+
+@contextmanager
+def ledger_home(settings: Settings, *, embedded: bool) -> Iterator[tuple[Settings, EmbeddedRedis | None]]:
+    """Start the embedded Redis where one is asked for; give the settings of a server that uses it."""
+    if not embedded:
+        yield settings, None
+        return
+    strict = settings.redis.profile == "single-strict" and "redis" in settings.model_fields_set
+    process = EmbeddedRedis(settings.data_dir / "redis", appendfsync="always" if strict else "everysec")
+    process.start()
+    try:
+        redis = {"url": SecretStr(process.url), "profile": "single-strict" if strict else "demo"}
+        home = {"redis": settings.redis.model_copy(update=redis), "auto_create": True, "reflection": True}
+        yield settings.model_copy(update=home), process
+    finally:
+        process.stop()
+
+
+@contextmanager
+def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[RunningServer, Ledger]]:
+    """Build and start what answers calls; drain and stop it on leaving. The Redis has passed its preflight.
+
+    ``reuse_port`` lets others of the same group listen at the port; two servers there by accident would share its
+    calls.
+    """
     authenticator = _authenticator(settings)
-    tls = settings.tls
-    credentials = None
-    if tls.cert_file is not None and tls.key_file is not None:
-        credentials = server_credentials(
-            TlsFiles(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=tls.client_ca_file)
-        )
-    elif not settings.auth.no_auth:
-        _LOG.info("tls is off", listen=settings.listen)
+    credentials = _credentials(settings)
     sys.setswitchinterval(
         0.001
     )  # a waiting call gets the interpreter within 1 ms of a long computation's start
     with ExitStack() as stack:
-        redis_process: EmbeddedRedis | None = None
-        profile = settings.redis.profile
-        url = settings.redis.url.get_secret_value()
-        if embedded:
-            fsync = (
-                "always"
-                if profile == "single-strict" and "redis" in settings.model_fields_set
-                else "everysec"
-            )
-            profile = "single-strict" if fsync == "always" else "demo"
-            redis_process = EmbeddedRedis(settings.data_dir / "redis", appendfsync=fsync)
-            redis_process.start()
-            stack.callback(redis_process.stop)
-            url = redis_process.url
         telemetry = Telemetry()
-        ledger = Ledger(
-            _ledger_settings(settings, url, profile, auto_create=settings.auto_create or embedded),
-            on_group=telemetry.ledger.travelled,
-        )
+        ledger = Ledger(ledger_settings(settings), on_group=telemetry.ledger.travelled)
         stack.callback(ledger.close)
-        last_seen = LastSeen(settings.data_dir)
-        _preflight(settings, url, profile)
-        _open(ledger, last_seen)
+        open_ledger(ledger, LastSeen(settings.data_dir))
         replica = Replica(
             ledger,
             ReplicaSettings(
@@ -162,7 +182,7 @@ def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServ
         stack.callback(upkeep.stop)
         _wait_until_ready(replica, settings.reads.max_staleness_ms)
         server, pool = _grpc_server(
-            settings, ledger, replica, telemetry, authenticator, credentials, profile, embedded
+            settings, ledger, replica, telemetry, authenticator, credentials, reuse_port=reuse_port
         )
         stack.callback(pool.shutdown, wait=False)
         stop_metrics = start_metrics_listener(settings.metrics.listen, telemetry.registry)
@@ -173,10 +193,12 @@ def running(settings: Settings, *, embedded: bool) -> Iterator[tuple[RunningServ
             server.drain, notice_s=settings.drain.notice_ms / 1000, grace_s=settings.drain.grace_ms / 1000
         )
         where = RunningServer(
-            grpc=_address(settings.listen, port), redis=_without_password(url), pid=os.getpid()
+            grpc=_address(settings.listen, port),
+            redis=without_password(settings.redis.url.get_secret_value()),
+            pid=os.getpid(),
         )
         _settle_memory()
-        yield where, Watchdog(ledger, last_seen, redis_process)
+        yield where, ledger
 
 
 def _settle_memory() -> None:
@@ -219,6 +241,22 @@ class Watchdog:
                 _LOG.warning("cannot note how far the ledger has come", error=str(error))
 
 
+def check_callers(settings: Settings) -> None:
+    """Refuse what says wrongly who may call, before anything is started. Raises what `serve_until_told` tells."""
+    _authenticator(settings)
+    if _credentials(settings) is None and not settings.auth.no_auth:
+        _LOG.info("tls is off", listen=settings.listen)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    tls = settings.tls
+    if tls.cert_file is None or tls.key_file is None:
+        return None
+    return server_credentials(
+        TlsFiles(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=tls.client_ca_file)
+    )
+
+
 def _authenticator(settings: Settings) -> Authenticator:
     if settings.auth.no_auth:
         require_loopback(settings.listen)
@@ -233,11 +271,12 @@ def _authenticator(settings: Settings) -> Authenticator:
     return TokenStore(settings.auth.tokens_file, rate=rate)
 
 
-def _ledger_settings(settings: Settings, url: str, profile: str, *, auto_create: bool) -> LedgerSettings:
+def ledger_settings(settings: Settings) -> LedgerSettings:
+    """Return the ledger's share of the settings."""
     redis: RedisSettings = settings.redis
     return LedgerSettings(
         connection=ConnectionSettings(
-            url=url,
+            url=redis.url.get_secret_value(),
             prefix=redis.prefix,
             connect_timeout_s=redis.connect_timeout_ms / 1000,
             timeout_s=redis.socket_timeout_ms / 1000,
@@ -245,10 +284,10 @@ def _ledger_settings(settings: Settings, url: str, profile: str, *, auto_create:
         queue=QueueSettings(
             group_max=settings.commit_queue.group_max,
             gather_ms=settings.commit_queue.gather_ms,
-            wait_replicas=redis.wait_replicas if profile == "ha-confirmed" else 0,
+            wait_replicas=redis.wait_replicas if redis.profile == "ha-confirmed" else 0,
             wait_timeout_ms=redis.wait_timeout_ms,
         ),
-        auto_create=auto_create,
+        auto_create=settings.auto_create,
         event_window_ms=settings.retention.event_ids_days * 86_400_000,
         ended_retention_ms=settings.retention.reservations_ended_hours * 3_600_000,
         order_retention_ms=settings.retention.orders_closed_days * 86_400_000,
@@ -258,9 +297,14 @@ def _ledger_settings(settings: Settings, url: str, profile: str, *, auto_create:
     )
 
 
-def _preflight(settings: Settings, url: str, profile: str) -> None:
+def preflight(settings: Settings) -> None:
+    """Raise StartRefused for a Redis that cannot be trusted with a ledger."""
+    redis = settings.redis
     findings = inspect(
-        url, profile, settings.redis.prefix, shared_database=settings.redis.shared_database_allowed
+        redis.url.get_secret_value(),
+        redis.profile,
+        redis.prefix,
+        shared_database=redis.shared_database_allowed,
     )
     for finding in findings:
         if finding.severity == "warning":
@@ -270,7 +314,8 @@ def _preflight(settings: Settings, url: str, profile: str) -> None:
         raise StartRefused("this Redis cannot be trusted with a ledger: " + "; ".join(errors))
 
 
-def _open(ledger: Ledger, last_seen: LastSeen) -> None:
+def open_ledger(ledger: Ledger, last_seen: LastSeen) -> None:
+    """Open or make the ledger. Raises LedgerLost rather than make one beside a ledger that this machine knew."""
     lost = last_seen.check(ledger.head())
     if lost is not None:
         _LOG.error(
@@ -302,12 +347,12 @@ def _grpc_server(
     replica: Replica,
     telemetry: Telemetry,
     authenticator: Authenticator,
-    credentials: object,
-    profile: str,
-    embedded: bool,
+    credentials: grpc.ServerCredentials | None,
+    *,
+    reuse_port: bool,
 ) -> tuple[GrpcServer, LendingPool]:
     limits = settings.limits
-    durability = DURABILITIES[profile]
+    durability = DURABILITIES[settings.redis.profile]
     freshness = Freshness(ledger, replica, max_staleness_ms=settings.reads.max_staleness_ms)
     pool = LendingPool(
         running=limits.threads_running, threads_max=limits.threads_max, stall_ms=limits.stall_ms
@@ -367,12 +412,12 @@ def _grpc_server(
             calls_max=limits.calls_max,
             streams_max={"WatchAvailability": limits.watchers_max, "StreamDeltas": limits.delta_streams_max},
             message_bytes_max=limits.message_bytes_max,
-            reuse_port=False,  # two servers on one port by accident would share its calls
-            reflection=settings.reflection or embedded,
+            reuse_port=reuse_port,
+            reflection=settings.reflection,
             client_certificates=settings.tls.client_ca_file is not None,
         ),
         metrics=telemetry.calls,
-        credentials=credentials,  # type: ignore[arg-type]  # grpc.ServerCredentials or None
+        credentials=credentials,
         channel_of=channel_of,
     )
     return server, pool
@@ -391,7 +436,7 @@ def _address(listen: str, port: int) -> str:
     return f"{host}:{port}"
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     """The address alone: no user, no password, no query (which may hold one)."""
     scheme, separator, rest = url.partition("://")
     return scheme + separator + rest.partition("?")[0].rpartition("@")[2]

@@ -300,7 +300,9 @@ class MetricsSettings(_Section):
     """Prometheus."""
 
     listen: str = Field(
-        "", pattern=r"^(|\S*:\d{1,5})$", description="host:port of /metrics; empty: no listener."
+        "",
+        pattern=r"^(|\S*:\d{1,5})$",
+        description="host:port of /metrics, worker i at port + i (from 0); empty: no listener.",
     )
 
 
@@ -324,6 +326,9 @@ class Settings(BaseSettings):
 
     listen: str = Field(
         "127.0.0.1:7443", min_length=1, description="Address of the gRPC port: host:port or unix:<path>."
+    )
+    workers: int = Field(
+        1, ge=1, le=64, description="Server processes that share the port, each with the whole memory."
     )
     data_dir: Path = Field(Path("data"), description="Where the embedded ledger and local files live.")
     auto_create: bool = Field(

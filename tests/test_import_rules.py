@@ -58,6 +58,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Composition roots: they read the configuration, build the parts and hand them to each other.
     "availability.app": OURS,
     "availability.cli": OURS,
+    "availability.workers": (),
+    "availability.workers.app": OURS,
+    "availability.workers.__main__": OURS,
     "availability.demo": OURS,
     "availability.__main__": OURS,
     "ingest": GUEST_PARTS,

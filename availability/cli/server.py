@@ -40,12 +40,18 @@ def serve(
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Let everybody do everything; loopback addresses only.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, max=64, help="Processes that share the port; one memory each."),
+    ] = None,
     config: Config = None,
 ) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    from availability.app import serve as run_server
+    from availability import app
+    from availability.workers import app as workers_app
 
-    settings = _settings(config, listen=listen, data_dir=data_dir, no_auth=no_auth)
+    settings = _settings(config, listen=listen, data_dir=data_dir, no_auth=no_auth, workers=workers)
+    run_server = app.serve if settings.workers == 1 else workers_app.serve
     return run_server(settings, embedded=embedded, ready_file=ready_file)
 
 
@@ -112,7 +118,12 @@ def doctor(
 
 
 def _settings(
-    config: Path | None, *, listen: str | None = None, data_dir: Path | None = None, no_auth: bool = False
+    config: Path | None,
+    *,
+    listen: str | None = None,
+    data_dir: Path | None = None,
+    no_auth: bool = False,
+    workers: int | None = None,
 ) -> Settings:
     """Load settings; what an option says wins over the environment and the file."""
     from availability.config import AuthSettings, load_settings
@@ -123,6 +134,8 @@ def _settings(
         changes["listen"] = listen
     if data_dir is not None:
         changes["data_dir"] = data_dir
+    if workers is not None:
+        changes["workers"] = workers
     if no_auth:
         changes["auth"] = AuthSettings(no_auth=True)
     return settings.model_copy(update=changes)

@@ -274,12 +274,15 @@ def _fcall(client: redis.Redis, function: str, epoch: bytes | str, payload: byte
 class Process:
     """A server on a data directory that outlives it. ``start`` it, kill it, start it again."""
 
-    def __init__(self, folder: Path, *, embedded: bool = True, **env: str) -> None:
+    def __init__(
+        self, folder: Path, *, embedded: bool = True, listen: str = "127.0.0.1:0", **env: str
+    ) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
         self.log = folder / "server.log"
         self._ready = folder / "ready.json"
         self._embedded = embedded
+        self._listen = listen
         self._env = {**os.environ, "AVAIL_DRAIN__NOTICE_MS": "0", **env}
         self._process: subprocess.Popen[bytes] | None = None
         self.grpc = ""
@@ -287,7 +290,7 @@ class Process:
 
     @property
     def command(self) -> list[str]:
-        start = [sys.executable, "-m", "availability", "serve", "--no-auth", "--listen", "127.0.0.1:0"]
+        start = [sys.executable, "-m", "availability", "serve", "--no-auth", "--listen", self._listen]
         start += ["--data-dir", str(self.data_dir), "--ready-file", str(self._ready)]
         return [*start, "--embedded"] if self._embedded else start
 
@@ -332,6 +335,11 @@ class Process:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def returncode(self) -> int | None:
+        """Exit code of a process that ended."""
+        assert self._process is not None
+        return self._process.poll()
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
