@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,12 +18,13 @@ import pytest
 
 from availability.app import StartRefused
 from availability.config import MetricsSettings, Settings
+from availability.v1 import stock_pb2 as stk
 from availability.workers import group as groups
 from availability.workers.app import metrics_ports, reserved_port
 from availability.workers.group import GroupFailed, WorkerGroup
 from tests.faults.audit import audit
 from tests.faults.conftest import make_process
-from tests.faults.lab import Process, delta, poll, runs
+from tests.faults.lab import Process, delta, new_folder, poll, runs
 from tests.faults.test_fault_kills import Journal, Shopper, compare, receive
 from tests.wire import Service
 
@@ -48,6 +49,26 @@ def connections(address: str, count: int) -> Iterator[Service]:
         service.close()
 
 
+@pytest.fixture(scope="module")
+def group_and_port() -> Iterator[tuple[Process, int]]:
+    """A group of two for the tests that leave it as it is, with metrics at two ports."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = new_folder()
+    made = Process(folder, AVAIL_WORKERS=str(WORKERS), AVAIL_METRICS__LISTEN=f"127.0.0.1:{port}")
+    made.start()
+    yield made, port
+    made.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def group(group_and_port: tuple[Process, int]) -> Process:
+    """The shared group."""
+    return group_and_port[0]
+
+
 @pytest.fixture
 def process(make_process: Callable[..., Process]) -> Process:
     """A started group of two."""
@@ -56,11 +77,11 @@ def process(make_process: Callable[..., Process]) -> Process:
     return made
 
 
-def test_workers_share_a_port_and_a_ledger(process: Process) -> None:
+def test_workers_share_a_port_and_a_ledger(group: Process) -> None:
     """Whichever worker a connection meets, it serves every method, and shows what was written through another."""
-    assert len(children(process.pid)) == WORKERS
+    assert len(children(group.pid)) == WORKERS
     held = set()
-    for number, service in enumerate(connections(process.grpc, CONNECTIONS)):
+    for number, service in enumerate(connections(group.grpc, CONNECTIONS)):
         receive(service, delta("RECEIPT", "a", "n1", 1, event_id=f"event {number}"))
         answer = service.reserve(f"hold {number}", "web", [("a", 1)])
         assert answer.outcome == "RESERVED"
@@ -130,19 +151,38 @@ def test_sigterm_ends_all(process: Process) -> None:
     os.kill(process.pid, signal.SIGTERM)
     poll(lambda: not any(runs(pid) for pid in left), "all are gone", within_s=20)
     service.close()
-    process.stop()
-    assert process.returncode() == 0
+    assert poll(lambda: (process.returncode(),) if process.returncode() is not None else None, "it ends") == (
+        0,
+    )
 
 
-def test_a_second_server_on_the_port_is_refused(
-    process: Process, make_process: Callable[..., Process]
-) -> None:
+def test_each_worker_tells_its_own_metrics(group_and_port: tuple[Process, int]) -> None:
+    """Worker i at port + i; what they count adds up to the calls made."""
+    group, port = group_and_port
+
+    def counted() -> int:
+        total = 0
+        for index in range(WORKERS):
+            url = f"http://127.0.0.1:{port + index}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                for line in answer.read().decode().splitlines():
+                    if line.startswith("availability_rpc_requests_total") and "ListStreams" in line:
+                        total += int(float(line.rsplit(" ", 1)[1]))
+        return total
+
+    before = counted()
+    for service in connections(group.grpc, 8):
+        service.call(service.stock.ListStreams, stk.ListStreamsRequest(source="erp"))
+    assert counted() - before == 8
+
+
+def test_a_second_server_on_the_port_is_refused(group: Process, make_process: Callable[..., Process]) -> None:
     """Neither a group nor a single server joins a port by accident."""
     for workers in ("1", "2"):
-        other = make_process(AVAIL_WORKERS=workers, listen=process.grpc)
+        other = make_process(AVAIL_WORKERS=workers, listen=group.grpc)
         code, lines = other.refuses()
         assert code == 1
-        assert lines[-1].startswith(f"availability: cannot listen on {process.grpc}")
+        assert lines[-1].startswith(f"availability: cannot listen on {group.grpc}")
 
 
 def test_a_unix_socket_is_refused(make_process: Callable[..., Process]) -> None:
@@ -286,21 +326,3 @@ def test_one_that_does_not_leave_is_killed() -> None:
     group.stop(0.3)
     assert not runs(pid)
     assert time.monotonic() - began < 5
-
-
-def test_each_worker_tells_its_own_metrics(make_process: Callable[..., Process]) -> None:
-    """Worker i at port + i; what both count adds up to the calls made."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        first = free.getsockname()[1]
-    process = make_process(AVAIL_WORKERS="2", AVAIL_METRICS__LISTEN=f"127.0.0.1:{first}")
-    process.start()
-    for number, service in enumerate(connections(process.grpc, 8)):
-        receive(service, delta("RECEIPT", "a", "n1", 1, event_id=f"event {number}"))
-    counted = Counter[int]()
-    for index in range(2):
-        with urllib.request.urlopen(f"http://127.0.0.1:{first + index}/metrics", timeout=5) as answer:
-            for line in answer.read().decode().splitlines():
-                if line.startswith("availability_rpc_requests_total") and "ApplyDeltas" in line:
-                    counted[index] += int(float(line.rsplit(" ", 1)[1]))
-    assert sum(counted.values()) == 8
