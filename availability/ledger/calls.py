@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-from availability.ledger.record import Cause, ChannelState, HoldLine, PolicyBody, PositionChange
+from availability.ledger.reader import Head
+from availability.ledger.record import (
+    AtRisk,
+    Cause,
+    ChannelState,
+    ExceptionState,
+    HoldLine,
+    PolicyBody,
+    PositionChange,
+)
 
 
 class RequestKey(msgspec.Struct, array_like=True, frozen=True):
@@ -240,3 +249,93 @@ class OrderMeta(msgspec.Struct, array_like=True, frozen=True):
     last_fact_ms: int
     order_source: str
     order_ref: str
+
+
+class Sighting(msgspec.Struct, array_like=True, frozen=True):
+    """One thing that is wrong, as somebody sees it now. Numbers as in domain.exceptions."""
+
+    exception_id: str
+    category: int
+    severity: int
+    owner: str
+    message: str
+    sku: str = ""
+    node: str = ""
+    source: str = ""
+    stream: str = ""
+    quantity: int = 0
+    at_risk: list[AtRisk] = []
+
+
+class ReportLimits(msgspec.Struct, array_like=True, frozen=True):
+    """``change_ms``: least time between two changes of one; ``keep_ms``: how long a resolved one stays.
+
+    ``seen_ms``: least time between two notes that one is still seen.
+    """
+
+    change_ms: int
+    keep_ms: int
+    open_max: int
+    seen_ms: int
+
+
+class Report(msgspec.Struct, array_like=True, frozen=True):
+    """What is seen at a version (epoch 0: now), and the ids that are not seen any more. At most 100 of each."""
+
+    author: str
+    epoch: int
+    seq: int
+    sightings: list[Sighting]
+    gone: list[str]
+    limits: ReportLimits
+
+
+class ReportReply(msgspec.Struct, array_like=True, frozen=True):
+    """``left_out``: new ones for which there was no room."""
+
+    status: str
+    version: str
+    opened: int = 0
+    resolved: int = 0
+    left_out: int = 0
+
+
+class Acknowledge(msgspec.Struct, array_like=True, frozen=True):
+    request: RequestKey
+    exception_id: str
+    note: str
+
+
+class AcknowledgeReply(msgspec.Struct, array_like=True, frozen=True):
+    status: str
+    version: str
+    replayed: bool
+    state: ExceptionState | bool
+
+
+class ExceptionsReply(msgspec.Struct, array_like=True, frozen=True):
+    """Exceptions that changed, in the order of their versions. ``more``: ask again after the last one's version.
+
+    ``floor``: point up to which resolved ones are forgotten. ``seen`` is (id, clock, id, clock …).
+    """
+
+    head: Head
+    clock_ms: int
+    floor: int
+    states: list[ExceptionState]
+    seen: list[str | int]
+    more: bool
+
+
+class Troubles(msgspec.Struct, array_like=True, frozen=True):
+    """What the ledger itself can tell is wrong: stale feeds (source, node), and parked streams.
+
+    A stream is (source, stream, mark, seen_ms, parked_sequence, parked_ms). ``orders`` are unconfirmed ones (packed
+    name, clock of the commit), the oldest first.
+    """
+
+    head: Head
+    clock_ms: int
+    feeds: list[tuple[str, str]]
+    parked: list[tuple[str, str, int, int, int, int]]
+    orders: list[tuple[str, int]]

@@ -154,6 +154,14 @@ class Ledger:
         """Decide a policy change as ``set_policy`` would, and write nothing."""
         return _PREVIEW.decode(self._fcall("preview", _encode(call)))
 
+    def report_exceptions(self, call: calls.Report, deadline: float) -> calls.ReportReply:
+        """Open, change and resolve exceptions; ``ledger.exceptions`` has what is easier to call."""
+        return self._write("report", call, deadline, _REPORT)
+
+    def acknowledge_exception(self, call: calls.Acknowledge, deadline: float) -> calls.AcknowledgeReply:
+        """Take an exception in hand. Statuses: OK, EXCEPTION_NOT_FOUND, EXCEPTION_RESOLVED, or of the request id."""
+        return self._write("acknowledge", call, deadline, _ACKNOWLEDGE)
+
     def sweep(self, deadline: float) -> calls.SweepReply:
         """Advance the clock, end due holds, forget what is past its time."""
         s = self.settings
@@ -242,6 +250,14 @@ class Ledger:
     def feeds(self) -> tuple[int, list[FeedRow]]:
         """Ledger clock and every watched feed."""
         return _FEEDS.decode(self._fcall("feeds"))
+
+    def exceptions(self, after: Version, seen_since_ms: int) -> calls.ExceptionsReply:
+        """Exceptions that changed after a version, and when others were last seen since a ledger clock."""
+        return _EXCEPTIONS.decode(self._fcall("exceptions", _encode([after.epoch, after.seq, seen_since_ms])))
+
+    def troubles(self, *, parked_ms: int, unconfirmed_ms: int, count: int) -> calls.Troubles:
+        """What is wrong for at least so long; ``unconfirmed_ms`` 0: orders are not asked for."""
+        return _TROUBLES.decode(self._fcall("troubles", _encode([parked_ms, unconfirmed_ms, count])))
 
     # Inside -------------------------------------------------------------------------------------------------
 
@@ -345,6 +361,10 @@ _STREAM = msgspec.msgpack.Decoder(calls.StreamReply)
 _POLICY = msgspec.msgpack.Decoder(calls.PolicyReply)
 _PREVIEW = msgspec.msgpack.Decoder(calls.PreviewReply)
 _SWEEP = msgspec.msgpack.Decoder(calls.SweepReply)
+_REPORT = msgspec.msgpack.Decoder(calls.ReportReply)
+_ACKNOWLEDGE = msgspec.msgpack.Decoder(calls.AcknowledgeReply)
+_EXCEPTIONS = msgspec.msgpack.Decoder(calls.ExceptionsReply)
+_TROUBLES = msgspec.msgpack.Decoder(calls.Troubles)
 _TRIM = msgspec.msgpack.Decoder(calls.TrimReply)
 _HEAD = msgspec.msgpack.Decoder(Head)
 _POLICIES = msgspec.msgpack.Decoder(PolicyState)

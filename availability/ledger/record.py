@@ -31,6 +31,7 @@ class Kind(IntEnum):
     EPOCH = 8
     STREAM = 9
     FEED = 10
+    EXCEPTION = 11
 
 
 class PositionChange(msgspec.Struct, array_like=True, frozen=True):
@@ -321,6 +322,49 @@ class FeedBody(msgspec.Struct, array_like=True, frozen=True):
     heard_ms: int
 
 
+class AtRisk(msgspec.Struct, array_like=True, frozen=True):
+    """An order or reservation that may not be served. Empty where it does not apply."""
+
+    order_source: str
+    order_ref: str
+    reservation_id: str
+    sku: str
+    node: str
+    quantity: int
+
+
+class ExceptionState(msgspec.Struct, array_like=True, frozen=True):
+    """One thing that is wrong, as it is after a change. Numbers as in domain.exceptions, times ledger clock.
+
+    ``last_seen_ms`` is that of the change; between changes the ledger keeps a later one beside it.
+    """
+
+    exception_id: str
+    category: int
+    severity: int
+    state: int
+    owner: str
+    message: str
+    sku: str
+    node: str
+    source: str
+    stream: str
+    quantity: int
+    at_risk: list[AtRisk]
+    first_seen_ms: int
+    last_seen_ms: int
+    changed_ms: int
+    acknowledged_by: str
+    note: str
+    version: str
+
+
+class ExceptionBody(msgspec.Struct, array_like=True, frozen=True):
+    """Exceptions that were opened, changed, acknowledged or resolved."""
+
+    exceptions: list[ExceptionState]
+
+
 BODIES: dict[int, Any] = {  # Any: msgspec takes the type as a value
     Kind.RESERVED: ReservedBody,
     Kind.EXTENDED: ExtendedBody,
@@ -332,6 +376,7 @@ BODIES: dict[int, Any] = {  # Any: msgspec takes the type as a value
     Kind.EPOCH: EpochBody,
     Kind.STREAM: StreamBody,
     Kind.FEED: FeedBody,
+    Kind.EXCEPTION: ExceptionBody,
 }
 
 _RECORD = msgspec.msgpack.Decoder(Record)

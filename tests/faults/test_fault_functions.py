@@ -61,6 +61,11 @@ def stream(action: str, sequence: int = 0) -> object:
     return calls.StreamChange(request_key("stream"), "erp", "s", action, sequence, "test")
 
 
+def report(seen: list[str], gone: list[str], *, open_max: int = 9, severity: int = 2) -> calls.Report:
+    sightings = [calls.Sighting(name, 2, severity, "stock", "seen", quantity=open_max) for name in seen]
+    return calls.Report("tester", 0, 0, sightings, gone, calls.ReportLimits(0, DAY_MS // 2, open_max, 0))
+
+
 def prepare(lab: Lab) -> None:
     """Lay out a ledger with some of everything."""
     lab.control(now_ms=NOW_MS)
@@ -82,6 +87,8 @@ def prepare(lab: Lab) -> None:
     lab.tell(delta("ORDER_ALLOCATED", "a", "n2", 2, order_ref="told", line="1", order_source="web"))
     lab.tell(delta("ORDER_PLACED", "b", "", 2, order_ref="named", order_source="web"))
     lab.tell(delta("ORDER_CANCELLED", order_ref="cancelled", order_source="web"))
+    lab.fcall("report", report(["old", "again", "gone"], [], open_max=8))
+    lab.fcall("report", report(["other"], ["again"], open_max=7))
     for name, lines, ref in (
         ("plain", [("a", 10), ("b", 1)], ""),
         ("named", [("a", 3), ("b", 2)], "named"),
@@ -141,7 +148,7 @@ def silence_feeds(lab: Lab) -> None:
 
 
 ORDER: dict[str, Any] = {"order_source": "web", "order_ref": "named"}
-FORGOTTEN = ("res:", "ended:", "ord:", "ord_last", "req:", "evt:")
+FORGOTTEN = ("res:", "ended:", "ord:", "ord_last", "req:", "evt:", "exc")
 """What a sweep forgets is gone for good, and the next sweep goes on where this one ended."""
 
 SITUATIONS = [
@@ -344,6 +351,22 @@ SITUATIONS = [
         prepare=age_a_month,
         due=True,
         exempt=FORGOTTEN,
+    ),
+    Situation(name="report exceptions", function="report", call=report(["new", "old", "again"], ["gone"])),
+    Situation(
+        name="report more exceptions than there is room for",
+        function="report",
+        call=report(["new", "newer", "newest"], [], open_max=3, severity=3),
+    ),
+    Situation(
+        name="acknowledge an exception",
+        function="acknowledge",
+        call=calls.Acknowledge(request_key("ack"), "old", "on it"),
+    ),
+    Situation(
+        name="acknowledge an exception that is over",
+        function="acknowledge",
+        call=calls.Acknowledge(request_key("ack"), "again", "on it"),
     ),
     Situation(name="checkpoint", function="checkpoint", call=("historian", 1, 3, True, False)),
     Situation(

@@ -197,6 +197,7 @@ function Reservations.commit(keys, args)
     if carried and carried ~= order then Orders.settle(ctx, carried, sku) end
     Orders.settle(ctx, order, sku)
   end
+  Exceptions.await_word(ctx, txn, order)
   Orders.remember_reservation(ctx, order, id)
   if state == EXPIRED then
     txn:put('ZREM', ctx.base .. 'ended:' .. EXPIRED, id, false, hold[END_MS])

@@ -267,10 +267,14 @@ local function apply_known(ctx, txn, source, d)
   if change then
     local why = change(ctx, d, d[QUANTITY])
     if why then return REJECTED, why end
-    if order then ship(ctx, order, d) end
+    if order then
+      ship(ctx, order, d)
+      Exceptions.heard(ctx, txn, order)
+    end
     return nil
   end
   if type ~= ORDER_CANCELLED and d[NODE] == '' and #Policy.node_table(ctx) == 0 then return REJECTED, 'UNKNOWN_NODE' end
+  Exceptions.heard(ctx, txn, order)
   return order_types[type](ctx, txn, order, d, word_key(ctx, source, d))
 end
 
