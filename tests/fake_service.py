@@ -67,6 +67,7 @@ class FakeService:
         self.events: set[tuple[str, str]] = set()
         self.watchers: list[queue.SimpleQueue[str]] = []
         self.policies: dict[str, pol.ChannelPolicy] = {}
+        self.kits: dict[str, dict[str, int]] = {}
 
     def next_version(self) -> str:
         self.seq += 1
@@ -512,6 +513,12 @@ class Policies(pol_grpc.PolicyServiceServicer):
         self.fake.enter("SetFeed", request, context)
         with self.fake.lock:
             return pol.SetFeedResponse(version=self.fake.next_version())
+
+    def SetKit(self, request: Any, context: Any) -> Any:
+        self.fake.enter("SetKit", request, context)
+        with self.fake.lock:
+            self.fake.kits[request.kit_sku] = {part.sku: part.units for part in request.components}
+            return pol.SetKitResponse(version=self.fake.next_version(), flattened=request.components)
 
     def GetPolicy(self, request: Any, context: Any) -> Any:
         self.fake.enter("GetPolicy", request, context)

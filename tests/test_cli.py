@@ -68,6 +68,8 @@ def cli(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
             2,
             "usage: 'ten' is no buffer",
         ),
+        (["policy", "kit", "SET", "--reason", "r"], 2, "usage: name each --component, or --remove"),
+        (["policy", "kit", "SET", "--component", "A", "--reason", "r"], 2, "usage: 'A' is no component"),
         (["watch", "-c", "web"], 2, "usage: name skus, or --all"),
         (["get", "A", "-c", "nope"], 3, "UNKNOWN_CHANNEL: no policy for channel 'nope'"),
         (["reserve", "-c", "web", "A=99"], 3, "INSUFFICIENT_STOCK: A: 99 wanted, 16 sellable"),
@@ -199,6 +201,7 @@ def test_policy_commands_change_what_they_name(capsys: pytest.CaptureFixture[str
         ("node", "west", "online"),
         ("sale-state", "blocked", "--sku", "A", "--for", "2h"),
         ("fence", "web", "A", "4"),
+        ("kit", "SET", "--component", "A=2", "--component", "size=XL=1"),
     ):
         code, out, err = cli(capsys, "policy", *args, *why)
         assert (code, err) == (0, "")
@@ -207,6 +210,7 @@ def test_policy_commands_change_what_they_name(capsys: pytest.CaptureFixture[str
     assert fake.books.overrides["b2b", "A"] == Buffer(units=3)
     assert fake.books.safety["A", "east"] == 2
     assert "west" not in fake.books.offline
+    assert fake.kits == {"SET": {"A": 2, "size=XL": 1}}
     _, out, _ = cli(capsys, "policy", "show", "b2b")
     assert re.search(r"A +3 units", out)
     cli(capsys, "policy", "clear-override", "b2b", "A", *why)

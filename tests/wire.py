@@ -222,6 +222,13 @@ class Service:
         request = pol.SetRingFenceRequest(channel=channel, sku=sku, units=units, **self._policy_ids())
         self.call(self.policies.SetRingFence, request)
 
+    def set_kit(self, kit: str, components: Lines) -> dict[str, int]:
+        """Set a kit's recipe; give it back in plain skus."""
+        parts = [pol.KitComponent(sku=sku, units=units) for sku, units in components]
+        request = pol.SetKitRequest(kit_sku=kit, components=parts, **self._policy_ids())
+        answer: pol.SetKitResponse = self.call(self.policies.SetKit, request)
+        return {part.sku: part.units for part in answer.flattened}
+
     def nodes(self) -> dict[str, tuple[bool, int]]:
         """List what is set per node: online, default safety stock."""
         answer: pol.ListPoliciesResponse = self.call(self.policies.ListPolicies, pol.ListPoliciesRequest())

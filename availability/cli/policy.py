@@ -278,6 +278,35 @@ def set_feed(
         _done(client.call(client.policies.SetFeed, request), as_json)
 
 
+@app.command("kit")
+def set_kit(
+    kit: Annotated[str, typer.Argument(metavar="KIT", help="The kit's own code.")],
+    reason: Reason,
+    component: Annotated[
+        list[str] | None,
+        typer.Option("--component", metavar="SKU=UNITS", help="A part and its units in one kit; repeatable."),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="The code is no kit any more.")] = False,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Say what a kit is made of. What is reserved or ordered keeps the recipe that it was made with."""
+    from availability.v1 import policy_pb2 as pol
+
+    if bool(component) == remove:
+        raise usage("name each --component, or --remove")
+    request = pol.SetKitRequest(kit_sku=kit, reason=reason)
+    for text in component or []:
+        sku, _, units = text.rpartition("=")
+        if not sku or re.fullmatch(r"\d{1,10}", units, re.ASCII) is None:
+            raise usage(f"{text!r} is no component: use SKU=UNITS")
+        request.components.add(sku=sku, units=int(units))
+    with connect(target, token_file, tls_ca) as client:
+        _done(client.call(client.policies.SetKit, request), as_json)
+
+
 @app.command("show")
 def show(
     channel: ChannelName,

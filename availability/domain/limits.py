@@ -32,4 +32,10 @@ LINES_MAX = 2_000
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
 CHANNEL_NODES_MAX = 500
+KIT_COMPONENTS_MAX = 100
+"""Components of a kit as set, and again once it is flattened; functions/07_kits.lua names the others."""
+
+KIT_UNITS_MAX = 1_000_000
+"""Units of a component in one kit, as set."""
+
 REQUEST_ID_WINDOW_MS = 24 * 3_600_000

@@ -11,6 +11,7 @@ from availability.ledger.record import (
     ChannelState,
     ExceptionState,
     HoldLine,
+    KitState,
     PolicyBody,
     PositionChange,
 )
@@ -184,13 +185,14 @@ class PolicyChange(msgspec.Struct, array_like=True, frozen=True):
 
 
 class PolicyReply(msgspec.Struct, array_like=True, frozen=True):
-    """``name`` is what a refusal is about."""
+    """``name`` is what a refusal is about; ``channel`` and ``kit`` are as set, by the change that sets one."""
 
     status: str
     version: str
     replayed: bool
     name: str
     channel: ChannelState | bool
+    kit: KitState | bool = False
 
 
 class PreviewReply(msgspec.Struct, array_like=True, frozen=True):
@@ -240,6 +242,13 @@ class OrderSkuState(msgspec.Struct, array_like=True, frozen=True):
     auto: list[tuple[str, int]]
     hint: str
     cancel_key: list[object] | bool
+
+
+class OrderKits(msgspec.Struct, array_like=True, frozen=True):
+    """Kits that our commits put into an order by one recipe: units of each plain sku in one kit."""
+
+    quantity: int
+    flat: list[tuple[str, int]]
 
 
 class OrderMeta(msgspec.Struct, array_like=True, frozen=True):

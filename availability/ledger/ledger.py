@@ -233,10 +233,15 @@ class Ledger:
 
     def order(
         self, source: str, ref: str
-    ) -> tuple[Head, calls.OrderMeta | None, list[tuple[str, calls.OrderSkuState]]]:
-        """Facts of an order; meta is None where it is unknown."""
-        head, meta, skus = _ORDER.decode(self._fcall("order", source, ref))
-        return head, meta if isinstance(meta, calls.OrderMeta) else None, skus
+    ) -> tuple[
+        Head,
+        calls.OrderMeta | None,
+        list[tuple[str, calls.OrderSkuState]],
+        list[tuple[str, list[calls.OrderKits]]],
+    ]:
+        """Facts of an order by sku, and its kits; meta is None where it is unknown."""
+        head, meta, skus, kits = _ORDER.decode(self._fcall("order", source, ref))
+        return head, meta if isinstance(meta, calls.OrderMeta) else None, skus, kits
 
     def streams(self, source: str) -> tuple[int, list[tuple[str, calls.StreamRow]]]:
         """Ledger clock and the streams of a source."""
@@ -371,7 +376,14 @@ _POLICIES = msgspec.msgpack.Decoder(PolicyState)
 _PAGE = msgspec.msgpack.Decoder(Page)
 _VIEW = msgspec.msgpack.Decoder(tuple[calls.HoldView | bool])
 _VIEWS = msgspec.msgpack.Decoder(tuple[list[calls.HoldView], list[int]])
-_ORDER = msgspec.msgpack.Decoder(tuple[Head, calls.OrderMeta | bool, list[tuple[str, calls.OrderSkuState]]])
+_ORDER = msgspec.msgpack.Decoder(
+    tuple[
+        Head,
+        calls.OrderMeta | bool,
+        list[tuple[str, calls.OrderSkuState]],
+        list[tuple[str, list[calls.OrderKits]]],
+    ]
+)
 _STREAMS = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str, int, int, int, int]]])
 _FEEDS = msgspec.msgpack.Decoder(tuple[int, list[FeedRow]])
 _BEHIND = msgspec.msgpack.Decoder(Behind)

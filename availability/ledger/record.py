@@ -93,6 +93,14 @@ class HoldLine(msgspec.Struct, array_like=True, frozen=True):
     fence_generation: str = ""
 
 
+class KitHeld(msgspec.Struct, array_like=True, frozen=True):
+    """Whole kits of a hold, by the recipe that it was made with: units of each plain sku in one kit."""
+
+    kit_sku: str
+    quantity: int
+    flat: list[tuple[str, int]]
+
+
 class ReservedBody(msgspec.Struct, array_like=True, frozen=True):
     reservation_id: str
     channel: str
@@ -100,6 +108,7 @@ class ReservedBody(msgspec.Struct, array_like=True, frozen=True):
     order_ref: str
     due_ms: int
     lines: list[HoldLine]
+    kits: list[KitHeld] = []
 
 
 class ExtendedBody(msgspec.Struct, array_like=True, frozen=True):
@@ -114,6 +123,7 @@ class CommittedBody(msgspec.Struct, array_like=True, frozen=True):
     order_ref: str
     lines: list[HoldLine]
     reserved_anew: bool
+    kits: list[KitHeld] = []
 
 
 class ReleasedBody(msgspec.Struct, array_like=True, frozen=True):

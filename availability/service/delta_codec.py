@@ -40,6 +40,7 @@ MESSAGES = {
     "UNKNOWN_NODE": "the node was never declared",
     "TOO_MANY_NODES": "as many nodes as there may be are declared already",
     "EVENT_TOO_OLD": "older than event ids are remembered; an operator has to release it",
+    "KIT_SKU": "this sku is a kit: name the plain skus that it is made of",
     "ORDER_CLOSED": "the order was closed long ago",
     "BALANCE_OUT_OF_RANGE": f"a balance would pass {BALANCE_ABS_MAX}",
     "OTHER_SOURCE": "the delta's source is not the request's",

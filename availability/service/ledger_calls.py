@@ -81,7 +81,7 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
     "NOT_READY": (Reason.LEDGER_NOT_READY, "there is no ledger yet"),
     "ETAG_MISMATCH": (Reason.ETAG_MISMATCH, "somebody else changed this since the etag was read"),
     "TOO_MANY_NODES": (Reason.INVALID_REQUEST, "as many nodes as there may be are declared already"),
-    "KIT_SKU": (Reason.KIT_SKU, "this is a kit: name its parts"),
+    "KIT_SKU": (Reason.KIT_SKU, "this is a kit: it has no positions, name its parts"),
     "FENCE_OVER_POOL": (
         Reason.FENCE_OVER_POOL,
         "more units than the pool of the channel's nodes has now, which is named here",
@@ -98,6 +98,21 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
     "ORDER_REF_REQUIRED": (Reason.INVALID_REQUEST, "order_ref is required: the reservation carries none"),
     "ORDER_CLOSED": (Reason.INVALID_REQUEST, "this order was closed long ago"),
     "LINE_EXCEEDS_HOLD": (Reason.INVALID_REQUEST, "a line names more than the reservation holds"),
+    "TOO_MANY_LINES": (Reason.BATCH_TOO_LARGE, "the kits of this request have too many components together"),
+    "KIT_CYCLE": (Reason.KIT_CYCLE, "the kit would contain itself"),
+    "KIT_TOO_DEEP": (Reason.KIT_TOO_DEEP, "kits in kits, too many of them within each other"),
+    "KIT_TOO_LARGE": (
+        Reason.KIT_TOO_LARGE,
+        "the flattened kit has too many components, or too many units of one",
+    ),
+    "KIT_IN_TOO_MANY_KITS": (
+        Reason.KIT_IN_TOO_MANY_KITS,
+        "too many kits contain this one to change it at once",
+    ),
+    "KIT_HAS_STOCK": (
+        Reason.KIT_HAS_STOCK,
+        "this sku has positions: a kit may have none, not even empty ones",
+    ),
     "SEQUENCE_SETTLED": (Reason.INVALID_REQUEST, "next_sequence must be above the last one settled"),
     "LOG_FULL": (Reason.OVERLOADED, "a required reader of the log is too far behind; new reservations wait"),
 }

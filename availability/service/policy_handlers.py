@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.message import Message
 
-from availability.domain.errors import ServiceError, invalid
+from availability.domain.errors import Reason, ServiceError, invalid
 from availability.domain.limits import (
     CHANNEL_NODES_MAX,
     FEED_GRACE_MS_MAX,
     FEED_INTERVAL_MS_MAX,
     FEED_INTERVAL_MS_MIN,
+    KIT_COMPONENTS_MAX,
+    KIT_UNITS_MAX,
     PAGE_SIZE_DEFAULT,
     PAGE_SIZE_MAX,
 )
 from availability.domain.text import text_problem
 from availability.ledger import calls
 from availability.ledger.ledger import Ledger
-from availability.ledger.record import ChannelState, OverrideState
+from availability.ledger.record import ChannelState, KitState, OverrideState
 from availability.replica.replica import Replica
 from availability.service.context import CallContext
 from availability.service.freshness import Freshness
@@ -162,6 +166,18 @@ class PolicyHandlers:
         reply = self._write(request, ctx, "feed", [request.source, request.node, interval_ms, grace_ms])
         return pb.SetFeedResponse(version=reply.version, replayed=reply.replayed, durability=self._durability)
 
+    def set_kit(self, request: pb.SetKitRequest, ctx: CallContext) -> pb.SetKitResponse:
+        """Set or remove the recipe of a kit."""
+        check_id(request.kit_sku, "kit_sku")
+        reply = self._write(request, ctx, "kit", [request.kit_sku, _components_value(request.components)])
+        flat = reply.kit.flat if isinstance(reply.kit, KitState) else []
+        return pb.SetKitResponse(
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            flattened=[pb.KitComponent(sku=sku, units=units) for sku, units in flat],
+        )
+
     def get_policy(self, request: pb.GetPolicyRequest, ctx: CallContext) -> pb.GetPolicyResponse:
         """Return a channel's policy and a page of its overrides."""
         check_id(request.channel, "channel")
@@ -306,6 +322,20 @@ def _override_value(channel: str, sku: str, override: pb.SkuOverride) -> list[ob
     for node in nodes:
         check_id(node, "node")
     return [channel, sku, units, percent, oversell, publish, nodes]
+
+
+def _components_value(components: Sequence[pb.KitComponent]) -> list[tuple[str, int]]:
+    if len(components) > KIT_COMPONENTS_MAX:
+        raise ServiceError(
+            Reason.KIT_TOO_LARGE,
+            f"{len(components)} components, at most {KIT_COMPONENTS_MAX}",
+            limit=str(KIT_COMPONENTS_MAX),
+        )
+    for part in components:
+        check_id(part.sku, "sku")
+        if not 1 <= part.units <= KIT_UNITS_MAX:
+            raise invalid(f"units must be 1 to {KIT_UNITS_MAX}, not {part.units}", field="units")
+    return [(part.sku, part.units) for part in components]
 
 
 def _buffer(units: int, percent: int) -> common_pb2.Buffer:

@@ -112,6 +112,7 @@ RPCS: tuple[Rpc, ...] = (
         SetSaleState=CallClass.ADMIN,
         SetRingFence=CallClass.ADMIN,
         SetFeed=CallClass.ADMIN,
+        SetKit=CallClass.ADMIN,
         GetPolicy=CallClass.ADMIN,
         ListPolicies=CallClass.ADMIN,
     ),

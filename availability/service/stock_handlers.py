@@ -117,7 +117,9 @@ class StockHandlers:
         """Return an order's facts and what they commit."""
         check_id(request.order_source, "order_source")
         check_reference(request.order_ref, "order_ref", required=True)
-        head, meta, skus = call(ctx, lambda: self._ledger.order(request.order_source, request.order_ref))
+        head, meta, skus, kits = call(
+            ctx, lambda: self._ledger.order(request.order_source, request.order_ref)
+        )
         if meta is None:
             raise refuse_order(request.order_source, request.order_ref)
         cancel_key = None if isinstance(meta.cancel_key, bool) else meta.cancel_key
@@ -133,6 +135,11 @@ class StockHandlers:
             lines=lines,
             holds=list(holds),
             version=str(head.version),
+            kits=[
+                pb.OrderKit(kit_sku=kit, quantity=made.quantity, components=_components(made.flat))
+                for kit, recipes in sorted(kits, key=lambda row: row[0].encode())
+                for made in recipes
+            ],
         )
 
     def list_streams(self, request: pb.ListStreamsRequest, ctx: CallContext) -> pb.ListStreamsResponse:
@@ -206,6 +213,10 @@ def _put(window: queue.Queue[_Read], item: _Read, ended: threading.Event) -> boo
 
 def _table(value: dict[str, int] | list[object]) -> dict[str, int]:
     return value if isinstance(value, dict) else {}
+
+
+def _components(flat: list[tuple[str, int]]) -> list[pb.OrderKitComponent]:
+    return [pb.OrderKitComponent(sku=sku, units=units) for sku, units in flat]
 
 
 def _order_lines(

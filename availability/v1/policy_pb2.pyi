@@ -802,7 +802,7 @@ class SetKitRequest(_message.Message):
     validate_only: _builtins.bool
     """Optional. Answers what would move and changes nothing."""
     kit_sku: _builtins.str
-    """Required. The kit's own code; it may hold no positions. Errors: KIT_CYCLE, KIT_TOO_DEEP, KIT_HAS_STOCK."""
+    """Required. The kit's own code; it may hold no positions. Errors: KIT_CYCLE, KIT_TOO_DEEP, KIT_TOO_LARGE, KIT_IN_TOO_MANY_KITS, KIT_HAS_STOCK."""
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___KitComponent]:
         """Optional. Its parts; none removes the recipe, and reservations and orders keep the one they were made with."""

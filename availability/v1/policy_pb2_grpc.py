@@ -75,6 +75,11 @@ class PolicyServiceStub:
                 request_serializer=availability_dot_v1_dot_policy__pb2.SetFeedRequest.SerializeToString,
                 response_deserializer=availability_dot_v1_dot_policy__pb2.SetFeedResponse.FromString,
                 _registered_method=True)
+        self.SetKit = channel.unary_unary(
+                '/availability.v1.PolicyService/SetKit',
+                request_serializer=availability_dot_v1_dot_policy__pb2.SetKitRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_policy__pb2.SetKitResponse.FromString,
+                _registered_method=True)
         self.GetPolicy = channel.unary_unary(
                 '/availability.v1.PolicyService/GetPolicy',
                 request_serializer=availability_dot_v1_dot_policy__pb2.GetPolicyRequest.SerializeToString,
@@ -148,6 +153,13 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetKit(self, request, context):
+        """SetKit sets or removes the recipe of a kit; kits that contain it are flattened anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicy(self, request, context):
         """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL.
         """
@@ -204,6 +216,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.SetFeed,
                     request_deserializer=availability_dot_v1_dot_policy__pb2.SetFeedRequest.FromString,
                     response_serializer=availability_dot_v1_dot_policy__pb2.SetFeedResponse.SerializeToString,
+            ),
+            'SetKit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetKit,
+                    request_deserializer=availability_dot_v1_dot_policy__pb2.SetKitRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_policy__pb2.SetKitResponse.SerializeToString,
             ),
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
@@ -433,6 +450,33 @@ class PolicyService:
             '/availability.v1.PolicyService/SetFeed',
             availability_dot_v1_dot_policy__pb2.SetFeedRequest.SerializeToString,
             availability_dot_v1_dot_policy__pb2.SetFeedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetKit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.PolicyService/SetKit',
+            availability_dot_v1_dot_policy__pb2.SetKitRequest.SerializeToString,
+            availability_dot_v1_dot_policy__pb2.SetKitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,8 @@ class PolicyServiceStub:
     """
     SetFeed: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SetFeedRequest, _policy_pb2.SetFeedResponse]
     """SetFeed says how often a source should be heard about a node. Errors: UNKNOWN_NODE."""
+    SetKit: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SetKitRequest, _policy_pb2.SetKitResponse]
+    """SetKit sets or removes the recipe of a kit; kits that contain it are flattened anew."""
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]
     """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]
@@ -79,6 +81,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """
     SetFeed: _aio.UnaryUnaryMultiCallable[_policy_pb2.SetFeedRequest, _policy_pb2.SetFeedResponse]  # type: ignore[assignment]
     """SetFeed says how often a source should be heard about a node. Errors: UNKNOWN_NODE."""
+    SetKit: _aio.UnaryUnaryMultiCallable[_policy_pb2.SetKitRequest, _policy_pb2.SetKitResponse]  # type: ignore[assignment]
+    """SetKit sets or removes the recipe of a kit; kits that contain it are flattened anew."""
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """GetPolicy returns a channel's policy and its overrides. Errors: UNKNOWN_CHANNEL."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPoliciesRequest, _policy_pb2.ListPoliciesResponse]  # type: ignore[assignment]
@@ -152,6 +156,14 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.SetFeedResponse, _abc.Awaitable[_policy_pb2.SetFeedResponse]]:
         """SetFeed says how often a source should be heard about a node. Errors: UNKNOWN_NODE."""
+
+    @_abc_1.abstractmethod
+    def SetKit(
+        self,
+        request: _policy_pb2.SetKitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.SetKitResponse, _abc.Awaitable[_policy_pb2.SetKitResponse]]:
+        """SetKit sets or removes the recipe of a kit; kits that contain it are flattened anew."""
 
     @_abc_1.abstractmethod
     def GetPolicy(

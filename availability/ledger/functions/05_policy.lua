@@ -23,6 +23,16 @@ function Policy.has_room(ctx)
   return #Policy.node_table(ctx) < NODES_MAX
 end
 
+-- Whether any kit is set: without one nobody has to look for a recipe.
+function Policy.has_kits(ctx)
+  if ctx.kits == nil then
+    local keep = ctx.policy ~= NO_CHAIN and keep_of(ctx) or {kits = false}
+    if keep.kits == nil then keep.kits = call('HLEN', ctx.base .. 'policy:kit') > 0 end
+    ctx.kits = keep.kits
+  end
+  return ctx.kits
+end
+
 -- Every node as {name, state, safety_stock}, by name.
 function Policy.node_table(ctx)
   if not ctx.node_table then

@@ -1,7 +1,7 @@
 -- Positions: one hash per sku, a packed value per node ("n" .. node), and the sku's small extras:
 --   "k" it has a position · "i" it is in the list of skus · "b" .. channel a stop ("b" alone: every channel)
 --   "v" .. channel an override · "s" .. node who set a safety stock of its own {version, author, reason, clock}
---   "q" .. node quarantined by reason · "f" every channel's ring-fence (FenceState rows of record.py).
+--   "c" a kit's recipe (07_kits.lua) · "q" .. node quarantined by reason · "f" every channel's ring-fence (FenceState rows of record.py).
 -- Beside it `use:<sku>` names who stands behind reserved and committed: "h" .. reservation, "o" .. order,
 -- and "w" .. order what its own facts count already of the holds that carry it.
 -- Everything read is kept in ctx.skus for the call; changes are flushed once.

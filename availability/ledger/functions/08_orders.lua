@@ -10,6 +10,8 @@
 --   auto       {{node, q}, ...} where the ledger sourced what no fact gives a node
 --   cancel     key of the word that cancelled all lines of the sku, or false
 --   hint       node named by the latest word, or '': what no other fact gives a node then sits there
+-- "k" .. kit -> {{kits, flat recipe}, ...} of our commits, one for each recipe that the kit had: what a later fact that
+-- names the kit means.
 -- "z" -> '1' for a closed order whose facts are gone: later facts are refused. Links of orders get "l".
 
 local Orders = {}
@@ -362,6 +364,28 @@ function Orders.remember_reservation(ctx, o, id)
       table.remove(list, i)
       return
     end
+  end
+end
+
+local function same_recipe(a, b)
+  if #a ~= #b then return false end
+  for i = 1, #a do
+    if a[i][1] ~= b[i][1] or a[i][2] ~= b[i][2] then return false end
+  end
+  return true
+end
+
+-- Our commit puts kits {{kit, kits, flat}, ...} into an order.
+function Orders.remember_kits(ctx, txn, o, kits)
+  for _, k in ipairs(kits) do
+    local field = 'k' .. k[1]
+    local raw = call('HGET', o.key, field)
+    local known, found = raw and unpack_msg(raw) or {}, false
+    for _, one in ipairs(known) do
+      if same_recipe(one[2], k[3]) then one[1], found = one[1] + k[2], true end
+    end
+    if not found then known[#known + 1] = {k[2], k[3]} end
+    txn:hash(o.key, field, pack(known), raw)
   end
 end
 

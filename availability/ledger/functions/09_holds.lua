@@ -1,13 +1,14 @@
 -- Holds: the stored reservation and what its life does to positions.
 --
 -- `res:<id>` is {state, channel, order_source, order_ref, create_ms, due_ms, version, end_ms, created (wall ms),
--- order_cancelled, lines, node asked for or ''}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...}, fenced (absent: 0), generation}, ...}. Active ones have no TTL: only a ledger
--- event ends them. Deadlines stand in `due`, ended ones in `ended:<state>` until they are forgotten.
+-- order_cancelled, lines, node asked for or '', kits (absent: none)}, lines {{sku, kit_sku, {{node, quantity, oversold}, ...},
+-- fenced (absent: 0), generation}, ...}, kits {{kit, kits, flat recipe}, ...} as held. A part of a kit and the same sku asked for by itself are two lines.
+-- Active ones have no TTL: only a ledger event ends them. Deadlines stand in `due`, ended ones in `ended:<state>` until they are forgotten.
 
 local Holds = {}
 local ACTIVE, COMMITTED_STATE, RELEASED, EXPIRED = 1, 2, 3, 4
-local STATE, H_CHANNEL, ORDER_SOURCE, ORDER_REF, CREATED_MS, DUE_MS, VERSION, END_MS, CREATED_WALL, CANCELLED, H_LINES =
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local STATE, H_CHANNEL, ORDER_SOURCE, ORDER_REF, CREATED_MS, DUE_MS, VERSION, END_MS, CREATED_WALL, CANCELLED, H_LINES, H_KITS =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13
 local KIND_EXPIRED = 5
 
 function Holds.load(ctx, id)
@@ -18,7 +19,8 @@ end
 
 -- Store a hold. `lines` is packed, where the caller has it so.
 function Holds.store(ctx, txn, id, hold, old_raw, lines)
-  local raw = ARRAY[12] .. pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES])) .. pack(hold[12])
+  local raw = pack(unpack(hold, 1, 10)) .. (lines or pack(hold[H_LINES])) .. pack(hold[12])
+  raw = hold[H_KITS] and ARRAY[13] .. raw .. pack(hold[H_KITS]) or ARRAY[12] .. raw
   txn:put('SET', ctx.base .. 'res:' .. id, raw, false, old_raw)
 end
 
@@ -42,7 +44,35 @@ local function strip(sources)
   return plain
 end
 
--- Units of one line change from `old` to `new` sources (either may be empty): positions, index and order facts.
+-- The lines with those of one sku as one, which names its `parts`; without kits there is one a sku already.
+function Holds.by_sku(hold, lines)
+  if not hold[H_KITS] then return lines end
+  local merged, at = {}, {}
+  for _, line in ipairs(lines) do
+    local one = at[line[1]]
+    if not one then
+      one = {line[1], '', {}, parts = {}}
+      at[line[1]], merged[#merged + 1] = one, one
+    end
+    for _, src in ipairs(line[3]) do one[3][#one[3] + 1] = src end
+    one.parts[#one.parts + 1] = line
+  end
+  return merged
+end
+
+-- The line, or each of its parts, takes from its channel's fence first.
+function Holds.take_fenced(ctx, channel_name, line)
+  if not line.parts then return Fences.take(ctx, channel_name, line) end
+  for _, part in ipairs(line.parts) do Fences.take(ctx, channel_name, part) end
+end
+
+-- What the line, or each of its parts, took of a fence goes back to it.
+function Holds.return_fenced(ctx, channel_name, line)
+  if not line.parts then return Fences.give_back(ctx, channel_name, line) end
+  for _, part in ipairs(line.parts) do Fences.give_back(ctx, channel_name, part) end
+end
+
+-- All units of one sku in a hold change from `old` to `new` sources (either may be empty): positions, index and order facts.
 function Holds.move(ctx, txn, id, sku, old, new, order)
   for i = 1, #old do
     local src = old[i]
@@ -87,9 +117,9 @@ end
 -- Give back all units of an active hold and end it. The caller logs. Returns its lines.
 function Holds.end_all(ctx, txn, id, hold, raw, state)
   local order = Holds.order_of(ctx, hold)
-  for _, line in ipairs(hold[H_LINES]) do
+  for _, line in ipairs(Holds.by_sku(hold, hold[H_LINES])) do
     Holds.move(ctx, txn, id, line[1], line[3], NO_SOURCES, order)
-    Fences.give_back(ctx, hold[H_CHANNEL], line)
+    Holds.return_fenced(ctx, hold[H_CHANNEL], line)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   Holds.finish(ctx, txn, id, hold, state)

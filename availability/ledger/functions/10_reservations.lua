@@ -43,13 +43,70 @@ local function begin(keys, args, req, except)
   return ctx
 end
 
+-- What a request can still get of skus that several of its lines may want: sku -> {can, places}, less what was taken.
+local function shelf_of(ctx, channel, node)
+  local shelf = {}
+  return function(sku)
+    local one = shelf[sku]
+    if not one then
+      one = {Sourcing.grantable(ctx, channel, Positions.read(ctx, sku, channel), node)}
+      shelf[sku] = one
+    end
+    return one
+  end
+end
+
+-- Take units off the shelf, so that the next line finds what is left. Returns sources.
+local function take_off(one, units)
+  local sources, places = Sourcing.take(one[2], units), one[2]
+  one[1] = one[1] - units
+  for _, src in ipairs(sources) do
+    for i = 1, #places, 2 do
+      if places[i] == src[1] then places[i + 1] = places[i + 1] - (src[2] - src[3]) end
+    end
+  end
+  return sources
+end
+
+local EXPLODED_LINES_MAX = 2000
+
+-- The same as decide, where a line names a kit: lines are served in order, kits whole, each from what those before it
+-- left. Third result: the kits {{kit, kits, flat recipe}, ...}. Nil where the parts are too many.
+local function decide_kits(ctx, channel, lines, node)
+  local granted, shortages, kits, parts_count = {}, {}, {}, 0
+  local on_shelf = shelf_of(ctx, channel, node)
+  for i = 1, #lines do
+    local name, wanted = lines[i][1], lines[i][2]
+    local s = Positions.read(ctx, name, channel)
+    local recipe = Kits.recipe(ctx, s)
+    local parts, can = recipe or {{name, 1}}, nil
+    parts_count = parts_count + #parts
+    if parts_count > EXPLODED_LINES_MAX then return nil end
+    for _, part in ipairs(parts) do
+      local whole = floor(on_shelf(part[1])[1] / part[2])
+      can = can and min(can, whole) or whole
+    end
+    if recipe and s.blocked then can = 0 end
+    local take = min(wanted, can)
+    if take < wanted then shortages[#shortages + 1] = {i - 1, can} end
+    if take > 0 then
+      for _, part in ipairs(parts) do
+        granted[#granted + 1] = {part[1], recipe and name or '', take_off(on_shelf(part[1]), take * part[2])}
+      end
+      if recipe then kits[#kits + 1] = {name, take, recipe} end
+    end
+  end
+  return granted, shortages, kits[1] and kits
+end
+
 -- Decide lines {{sku, quantity}, ...} (distinct skus) against the channel. Returns granted hold lines, shortages
--- {{line index from 0, sellable}, ...}.
+-- {{line index from 0, sellable}, ...}, and the kits where there are any.
 local function decide(ctx, channel, lines, node)
   local granted, shortages = {}, {}
   for i = 1, #lines do
     local line = lines[i]
     local s = Positions.read(ctx, line[1], channel)
+    if not s.known and Kits.recipe(ctx, s) then return decide_kits(ctx, channel, lines, node) end
     local can, places = Sourcing.grantable(ctx, channel, s, node)
     local take = min(line[2], can)
     if take < line[2] then shortages[#shortages + 1] = {i - 1, can} end
@@ -77,20 +134,22 @@ function Reservations.reserve(keys, args)
     for _, name in ipairs(channel.nodes) do there = there or name == node end
     if not there then return refuse(ctx, req, 'UNKNOWN_NODE') end
   end
-  local granted, shortages = decide(ctx, channel, wanted, node)
+  local granted, shortages, kits = decide(ctx, channel, wanted, node)
+  if not granted then return refuse(ctx, req, 'TOO_MANY_LINES') end
   if #shortages > 0 and (not partial or #granted == 0) then
     return refuse(ctx, req, 'INSUFFICIENT_STOCK', '', nil, shortages)
   end
   local status = #shortages > 0 and 'PARTIAL' or 'RESERVED'
   local txn, version = Txn.new(), Log.next_version(ctx)
   local due = ctx.clock + hold_ms
-  local hold = {ACTIVE, channel_name, order_source, order_ref, ctx.clock, due, version, 0, ctx.now, false, granted, node or ''}
+  local hold = {ACTIVE, channel_name, order_source, order_ref, ctx.clock, due, version, 0, ctx.now, false, granted, node or '', kits}
   local order = Holds.order_of(ctx, hold)
   if order and order.closed then return refuse(ctx, req, 'ORDER_CLOSED') end
-  for i = 1, #granted do
-    local line = granted[i]
+  local by_sku = Holds.by_sku(hold, granted)
+  for i = 1, #by_sku do
+    local line = by_sku[i]
     Holds.move(ctx, txn, id, line[1], NO_SOURCES, line[3], order)
-    Fences.take(ctx, channel_name, line)
+    Holds.take_fenced(ctx, channel_name, line)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   if order then
@@ -102,7 +161,7 @@ function Reservations.reserve(keys, args)
   Holds.set_due(ctx, txn, id, due)
   Requests.remember(ctx, txn, req, status, version, id, #shortages > 0 and shortages or nil)
   Log.emit(ctx, txn, KIND_RESERVED, req, Positions.flush(ctx, txn),
-    ARRAY[6] .. pack(id, channel_name, order_source, order_ref, due) .. lines)
+    ARRAY[kits and 7 or 6] .. pack(id, channel_name, order_source, order_ref, due) .. lines .. (kits and pack(kits) or ''))
   return answer(ctx, status, version, false, id, hold, shortages, false, lines)
 end
 
@@ -129,27 +188,38 @@ function Reservations.extend(keys, args)
   return answer(ctx, 'EXTENDED', version, false, id, hold)
 end
 
--- An expired hold is committed: reserve its units anew, less what the order's facts count already. Returns the lines
--- to commit, or nil where they are not there any more.
+local function units_of(sources)
+  local units = 0
+  for i = 1, #sources do units = units + sources[i][2] end
+  return units
+end
+
+-- An expired hold is committed: reserve its units anew (of kits by the recipe that it remembers), less what the order's
+-- facts count already. Returns the lines to commit, or nil where they are not there any more.
 local function anew(ctx, hold, order)
   local channel = Policy.channel(ctx, hold[H_CHANNEL], true)
-  local lines, grants = {}, {}
-  for _, line in ipairs(hold[H_LINES]) do
-    local units = 0
-    for _, src in ipairs(line[3]) do units = units + src[2] end
+  local on_shelf = shelf_of(ctx, channel, hold[12] ~= '' and hold[12] or nil)
+  local grants = {}
+  for _, line in ipairs(Holds.by_sku(hold, hold[H_LINES])) do
+    local units = units_of(line[3])
     local covered, said = Orders.covered(Orders.facts(order, line[1]), order.meta[1])
-    local s = Positions.read(ctx, line[1], channel)
-    local can, places = Sourcing.grantable(ctx, channel, s, hold[12] ~= '' and hold[12] or nil)
-    if said or covered >= units then
-      lines[#lines + 1] = {line[1], line[2], line[3]} -- nothing is granted: nothing is fenced
-    elseif units - covered > can then
-      return nil
-    else
-      lines[#lines + 1] = {line[1], line[2], (Sourcing.take(places, units))}
-      grants[#lines] = units - covered
+    if not said and covered < units then
+      grants[line[1]] = units - covered
+      if grants[line[1]] > on_shelf(line[1])[1] then return nil end
     end
   end
-  for i, units in pairs(grants) do Fences.take(ctx, hold[H_CHANNEL], lines[i], units) end
+  local lines = {}
+  for i, line in ipairs(hold[H_LINES]) do
+    local granted = grants[line[1]]
+    if granted then
+      local units = units_of(line[3])
+      lines[i] = {line[1], line[2], take_off(on_shelf(line[1]), units)}
+      Fences.take(ctx, hold[H_CHANNEL], lines[i], min(granted, units)) -- units that are covered take nothing of a fence
+      grants[line[1]] = max(0, granted - units)
+    else
+      lines[i] = {line[1], line[2], line[3]} -- nothing is granted: nothing is fenced
+    end
+  end
   return lines
 end
 
@@ -181,7 +251,7 @@ function Reservations.commit(keys, args)
   local txn, version = Txn.new(), Log.next_version(ctx)
   local carried = state == ACTIVE and Holds.order_of(ctx, hold) or nil
   local touched = {}
-  for _, line in ipairs(lines) do
+  for _, line in ipairs(Holds.by_sku(hold, lines)) do
     if state == ACTIVE then Holds.move(ctx, txn, id, line[1], line[3], NO_SOURCES, carried) end
     local facts = Orders.facts(order, line[1])
     local l = Orders.line(facts, '')
@@ -199,6 +269,7 @@ function Reservations.commit(keys, args)
   end
   Exceptions.await_word(ctx, txn, order)
   Orders.remember_reservation(ctx, order, id)
+  if hold[H_KITS] then Orders.remember_kits(ctx, txn, order, hold[H_KITS]) end
   if state == EXPIRED then
     txn:put('ZREM', ctx.base .. 'ended:' .. EXPIRED, id, false, hold[END_MS])
     Holds.archive(ctx, txn, id, hold, COMMITTED_STATE)
@@ -211,50 +282,90 @@ function Reservations.commit(keys, args)
   Holds.store(ctx, txn, id, hold, raw, lines_raw)
   Requests.remember(ctx, txn, req, 'COMMITTED', version, id, cancelled or nil)
   Log.emit(ctx, txn, KIND_COMMITTED, req, Positions.flush(ctx, txn),
-    ARRAY[6] .. pack(id, hold[H_CHANNEL], source, ref) .. lines_raw .. pack(state == EXPIRED))
+    ARRAY[hold[H_KITS] and 7 or 6] .. pack(id, hold[H_CHANNEL], source, ref) .. lines_raw .. pack(state == EXPIRED)
+      .. (hold[H_KITS] and pack(hold[H_KITS]) or ''))
   return answer(ctx, 'COMMITTED', version, false, id, hold, nil, cancelled, lines_raw)
 end
 
--- Take {sku: units} out of hold lines. Returns lines taken, lines left, or nil where a sku has too few.
-function Reservations.split(lines, units)
+-- What to take out of each line of a hold, by place, where {sku: units} are released: of a kit whole ones, of a sku only
+-- what was asked for by itself. Nil where the hold has too few. Second result: what is left of the kits, false: none.
+function Reservations.wanted_of(hold, units)
+  local wanted, kits = {}, false
+  for _, k in ipairs(hold[H_KITS] or NO_SOURCES) do
+    local back = units[k[1]] or 0
+    if back > k[2] then return nil end
+    units[k[1]] = nil
+    local each = {}
+    for _, part in ipairs(k[3]) do each[part[1]] = part[2] end
+    for i, line in ipairs(hold[H_LINES]) do
+      if line[2] == k[1] then wanted[i] = back * each[line[1]] end
+    end
+    if back < k[2] then
+      kits = kits or {}
+      kits[#kits + 1] = {k[1], k[2] - back, k[3]}
+    end
+  end
+  for i, line in ipairs(hold[H_LINES]) do
+    if line[2] == '' then
+      wanted[i] = units[line[1]] or 0
+      if wanted[i] > units_of(line[3]) then return nil end
+      units[line[1]] = nil
+    end
+  end
+  if next(units) then return nil end
+  return wanted, kits
+end
+
+-- Take units out of hold lines, by place. Returns lines taken, lines left.
+function Reservations.split(lines, wanted)
   local taken, left = {}, {}
-  for _, line in ipairs(lines) do
-    local wanted = units[line[1]] or 0
-    local held = 0
-    for _, src in ipairs(line[3]) do held = held + src[2] end
-    if wanted > held then return nil end
-    units[line[1]] = nil
-    local gone, stays = Sourcing.give_back(line[3], wanted)
+  for i, line in ipairs(lines) do
+    local gone, stays = Sourcing.give_back(line[3], wanted[i])
     local gone_line, left_line = {line[1], line[2], gone}, {line[1], line[2], stays}
-    Fences.split(line, gone_line, left_line, held - wanted)
+    Fences.split(line, gone_line, left_line, units_of(stays))
     if #gone > 0 then taken[#taken + 1] = gone_line end
     if #stays > 0 then left[#left + 1] = left_line end
   end
-  if next(units) then return nil end
   return taken, left
 end
 
--- Give back part of an active hold. The caller logs. Returns the released body for the record, or nil where the hold
--- has too few units.
-function Reservations.give_back(ctx, txn, id, hold, raw, units)
-  local before_lines = hold[H_LINES]
-  local taken, left = Reservations.split(before_lines, units)
-  if not taken then return nil end
+-- Give back part of an active hold: units by place of its lines, and what is left of its kits. The caller logs. Returns
+-- the released body for the record.
+function Reservations.give_back(ctx, txn, id, hold, raw, wanted, kits)
+  local taken, left = Reservations.split(hold[H_LINES], wanted)
   if #left == 0 then
     Holds.end_all(ctx, txn, id, hold, raw, RELEASED)
     return {id, true, taken}
   end
   local stays = {}
-  for _, line in ipairs(left) do stays[line[1]] = line[3] end
+  for _, line in ipairs(Holds.by_sku(hold, left)) do stays[line[1]] = line[3] end
   local order = Holds.order_of(ctx, hold)
-  for _, line in ipairs(before_lines) do
+  for _, line in ipairs(Holds.by_sku(hold, hold[H_LINES])) do
     Holds.move(ctx, txn, id, line[1], line[3], stays[line[1]] or NO_SOURCES, order)
     if order then Orders.settle(ctx, order, line[1]) end
   end
   for _, line in ipairs(taken) do Fences.give_back(ctx, hold[H_CHANNEL], line) end
-  hold[H_LINES], hold[VERSION] = left, Log.next_version(ctx)
+  hold[H_LINES], hold[VERSION], hold[H_KITS] = left, Log.next_version(ctx), kits or nil
   Holds.store(ctx, txn, id, hold, raw)
   return {id, false, taken}
+end
+
+-- Give back every unit of a sku, those in kits too: its order does not want it any more. A kit without a part left is
+-- gone. Returns the released body, or nil where the hold has none.
+function Reservations.drop(ctx, txn, id, hold, raw, sku)
+  local wanted, kits, any, alive = {}, false, false, {}
+  for i, line in ipairs(hold[H_LINES]) do
+    wanted[i] = line[1] == sku and units_of(line[3]) or 0
+    if wanted[i] > 0 then any = true else alive[line[2]] = true end
+  end
+  if not any then return nil end
+  for _, k in ipairs(hold[H_KITS] or NO_SOURCES) do
+    if alive[k[1]] then
+      kits = kits or {}
+      kits[#kits + 1] = k
+    end
+  end
+  return Reservations.give_back(ctx, txn, id, hold, raw, wanted, kits)
 end
 
 -- cmd = {req, reservation_id, lines {{sku, quantity}, ...} (empty: everything)}
@@ -273,8 +384,9 @@ function Reservations.release(keys, args)
   else
     local units = {}
     for _, line in ipairs(cmd[3]) do units[line[1]] = (units[line[1]] or 0) + line[2] end
-    body = Reservations.give_back(ctx, txn, id, hold, raw, units)
-    if not body then return refuse(ctx, req, 'LINE_EXCEEDS_HOLD', id, hold) end
+    local by_place, kits = Reservations.wanted_of(hold, units)
+    if not by_place then return refuse(ctx, req, 'LINE_EXCEEDS_HOLD', id, hold) end
+    body = Reservations.give_back(ctx, txn, id, hold, raw, by_place, kits)
   end
   Orders.flush(ctx, txn)
   Requests.remember(ctx, txn, req, 'RELEASED', version, id)

@@ -191,13 +191,7 @@ local function release_holds(ctx, txn, order, sku)
       if not sku then
         body = {id, true, Holds.end_all(ctx, txn, id, hold, raw, 3)}
       else
-        local units = 0
-        for _, line in ipairs(hold[11]) do
-          if line[1] == sku then
-            for _, src in ipairs(line[3]) do units = units + src[2] end
-          end
-        end
-        if units > 0 then body = Reservations.give_back(ctx, txn, id, hold, raw, {[sku] = units}) end
+        body = Reservations.drop(ctx, txn, id, hold, raw, sku)
       end
       if body then
         ctx.holds[id] = {hold, pack(hold)}
@@ -257,6 +251,7 @@ end
 
 local function apply_known(ctx, txn, source, d)
   local type = d[TYPE]
+  if Kits.is_kit(ctx, d[SKU], d[NODE]) then return REJECTED, 'KIT_SKU' end
   local of_order = type == SHIPMENT or order_types[type]
   local order
   if of_order and d[O_REF] ~= '' then

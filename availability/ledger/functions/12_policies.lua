@@ -128,6 +128,7 @@ local writers = {
       Policy.put_node(ctx, txn, state)
       body[2] = {state}
     else
+      if Kits.is_kit(ctx, v[1], v[2]) then return 'KIT_SKU', v[1] end
       local p, s = Positions.at(ctx, v[1], v[2])
       p.safety = v[3]
       Positions.touch(ctx, s, v[2])
@@ -143,6 +144,12 @@ local writers = {
     local state = stamp(ctx, {v[1], v[2], known and known[3] or 0}, req, reason)
     Policy.put_node(ctx, txn, state)
     body[2][1] = state
+  end,
+  -- v = {kit, components {{sku, units}, ...}}
+  kit = function(ctx, txn, v, req, reason, body)
+    local changed, why, name = Kits.set(ctx, txn, v[1], v[2], function(state) return stamp(ctx, state, req, reason) end)
+    if not changed then return why, name end
+    body[7] = changed
   end,
   -- v = {channel ('' every), sku ('' every), blocked, until (milliseconds since 1970; 0: somebody ends it)}
   sale_state = function(ctx, txn, v, req, reason, body, auto_create)
@@ -161,7 +168,7 @@ local writers = {
     local channel = Policy.channel(ctx, v[1], auto_create)
     if not channel then return 'UNKNOWN_CHANNEL', v[1] end
     local s = Positions.read(ctx, v[2], channel)
-    if call('HGET', s.key, 'c') then return 'KIT_SKU', v[2] end
+    if Kits.recipe(ctx, s) then return 'KIT_SKU', v[2] end
     local pool = Sourcing.figures(channel, s)
     if v[3] > max(0, pool) then return 'FENCE_OVER_POOL', int(pool) end
     local rows = {}
@@ -200,7 +207,8 @@ local function decide(ctx, txn, cmd, body)
   return writers[cmd[2]](ctx, txn, cmd[3], cmd[1], cmd[4], body, cmd[5])
 end
 
--- cmd = {req, what, value, reason, auto_create, etag ('' not asked)}; reply = {status, version, replayed, name, value as set | false}
+-- cmd = {req, what, value, reason, auto_create, etag ('' not asked)}; reply = {status, version, replayed, name, channel as
+-- set | false, kit as set | false}
 function Policies.set(keys, args)
   local cmd = unpack_msg(args[2])
   local req = cmd[1]
@@ -210,7 +218,8 @@ function Policies.set(keys, args)
   if why then return pack({why, '', false, '', false}) end
   if found then
     local now = cmd[2] == 'channel' and call('HGET', ctx.base .. 'policy:channel', cmd[3][1])
-    return pack({found[1], found[2], true, found[3], now and unpack_msg(now) or false})
+    local kit = cmd[2] == 'kit' and call('HGET', ctx.base .. 'policy:kit', cmd[3][1])
+    return pack({found[1], found[2], true, found[3], now and unpack_msg(now) or false, kit and unpack_msg(kit) or false})
   end
   Holds.expire(ctx, 4)
   local txn = Txn.new()
@@ -227,7 +236,7 @@ function Policies.set(keys, args)
   Policy.flush_nodes(ctx, txn)
   Requests.remember(ctx, txn, req, 'OK', version)
   Log.emit(ctx, txn, KIND_POLICY, req, Positions.flush(ctx, txn), pack(body))
-  return pack({'OK', version, false, '', cmd[2] == 'channel' and body[3][1] or false})
+  return pack({'OK', version, false, '', cmd[2] == 'channel' and body[3][1] or false, cmd[2] == 'kit' and body[7][1] or false})
 end
 
 -- What a write would do, from the same code; nothing is written (99_register.lua lets Redis see to that).

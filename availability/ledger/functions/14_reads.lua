@@ -119,19 +119,21 @@ function Reads.reservations(keys, args)
   return pack({views, scores})
 end
 
--- ARGV = source, ref; reply = {head, meta | false, {{sku, facts}, ...}}
+-- ARGV = source, ref; reply = {head, meta | false, {{sku, facts}, ...}, {{kit, {{kits, flat recipe}, ...}}, ...}}
 function Reads.order(keys, args)
   local base = sub(keys[1], 1, -5)
   local rows = call('HGETALL', base .. 'ord:' .. pair(args[1], args[2]))
-  local meta, skus = false, {}
+  local meta, skus, kits = false, {}, {}
   for i = 1, #rows, 2 do
     if rows[i] == 'm' then
       meta = unpack_msg(rows[i + 1])
     elseif byte(rows[i]) == 115 then
       skus[#skus + 1] = {sub(rows[i], 2), unpack_msg(rows[i + 1])}
+    elseif byte(rows[i]) == 107 then
+      kits[#kits + 1] = {sub(rows[i], 2), unpack_msg(rows[i + 1])}
     end
   end
-  return pack({point_of(keys[1]), meta, skus})
+  return pack({point_of(keys[1]), meta, skus, kits})
 end
 
 local function streams_of(base, source)
