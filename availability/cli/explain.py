@@ -28,13 +28,26 @@ NUMBERS = (
 def draw(answer: av.ExplainAvailabilityResponse, console: Console) -> None:
     """Print the sum. Raises CommandError where the terms do not add up: that is a bug of the service."""
     terms, state = answer.terms, word(av.AvailabilityState, answer.terms.state)
-    console.print(f"[bold]{escape(answer.sku)}[/] in [bold]{escape(answer.channel)}[/]\n")
-    console.print(_nodes(terms))
-    console.print(_sum(terms, state))
+    kind = "kit " if terms.components else ""
+    console.print(f"{kind}[bold]{escape(answer.sku)}[/] in [bold]{escape(answer.channel)}[/]\n")
+    if terms.components:
+        console.print(_components(terms))
+        console.print(_least(terms, state))
+    else:
+        console.print(_nodes(terms))
+        console.print(_sum(terms, state))
+    _list(console, "ring-fences", ("channel", "left", "to be left here", "set at"), _fences(terms))
     _list(console, "held by", ("reservation", "node", "units"), _holds(terms))
     _list(console, "ordered by", ("order", "of", "node", "units"), _orders(terms))
     _list(console, "policies", ("number", "value", "set for", "at", "by", "because"), _policies(terms))
-    _list(console, "feeds", ("source", "stream", "last number", "heard"), _streams(terms))
+    _list(
+        console,
+        "expected, not sold before it is here",
+        ("node", "what", "document", "line", "units", "due"),
+        _expected(terms),
+    )
+    _list(console, "watched feeds", ("source", "node", "heard", "limit", "state"), _feeds(terms))
+    _list(console, "streams", ("source", "stream", "last number", "heard"), _streams(terms))
     if (problem := sum_problem(terms)) is not None:
         raise CommandError("DOES_NOT_ADD_UP", problem)
 
@@ -44,14 +57,25 @@ def contribution(node: av.NodeTerms) -> int:
     return node.net if node.counted else min(0, node.net)
 
 
+def kits_of(part: av.ComponentTerm) -> int:
+    """Return how many kits a part is enough for."""
+    return part.sellable_quantity // part.units
+
+
 def sum_problem(terms: av.AvailabilityTerms) -> str | None:
     """Say where the terms do not add up to the answer, or None."""
+    if terms.components:
+        if terms.sellable_quantity != (0 if terms.blocked else min(map(kits_of, terms.components))):
+            return f"the parts do not make {terms.sellable_quantity} kits"
+        return None
     for node in terms.nodes:
         give = max(0, node.on_hand - max(0, node.quarantined) - node.safety_stock)
         if node.give != give or node.net != give - node.reserved - node.committed:
             return f"the terms of {node.node} do not add up"
     if sum(map(contribution, terms.nodes)) != terms.pool:
         return f"the nodes do not add up to the pool {terms.pool}"
+    if sum(fence.counted for fence in terms.fences) != terms.fenced:
+        return f"the ring-fences do not add up to {terms.fenced}"
     stopped = terms.blocked or terms.state == av.AVAILABILITY_STATE_UNKNOWN_SKU
     if terms.sellable_quantity != (0 if stopped else max(0, _difference(terms))):
         return f"the terms do not add up to {terms.sellable_quantity}"
@@ -97,7 +121,8 @@ def _sum(terms: av.AvailabilityTerms, state: str) -> Table:
     rows.add_row("", "", "")
     rows.add_row("  pool", str(terms.pool), nodes.replace("+ -", "− "))
     rows.add_row("− buffer", str(terms.buffer), escape(because.get("buffer", "")))
-    rows.add_row("− fenced", str(terms.fenced), "")
+    kept = " + ".join(f"{fence.counted} for {fence.channel}" for fence in terms.fences if fence.counted)
+    rows.add_row("− fenced", str(terms.fenced), escape(kept))
     rows.add_row("+ oversell_limit", str(terms.oversell_limit), escape(because.get("oversell_limit", "")))
     difference = _difference(terms)
     remark = state
@@ -107,11 +132,31 @@ def _sum(terms: av.AvailabilityTerms, state: str) -> Table:
     return rows
 
 
+def _components(terms: av.AvailabilityTerms) -> Table:
+    rows = table("part", "sellable", "÷ units", "= kits", "", right=("sellable", "÷ units", "= kits"))
+    least = min(map(kits_of, terms.components))
+    for part in terms.components:
+        remarks = [word(av.AvailabilityState, part.state)]
+        remarks += ["sets the number of kits"] * (kits_of(part) == least and len(terms.components) > 1)
+        numbers = (part.sellable_quantity, part.units, kits_of(part))
+        rows.add_row(escape(part.sku), *map(str, numbers), ", ".join(remarks))
+    return rows
+
+
+def _least(terms: av.AvailabilityTerms, state: str) -> Table:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_row("", "", "")
+    each = ", ".join(str(kits_of(part)) for part in terms.components)
+    rows.add_row("  least of", each, "", style="bright_black")
+    rows.add_row("= sellable", f"[bold]{terms.sellable_quantity}[/]", state, style="bold")
+    return rows
+
+
 def _list(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     lines = list(rows)
     if not lines:
         return
-    made = table(*columns, right=("units", "last number", "heard"))
+    made = table(*columns, right=("units", "last number", "heard", "limit", "left", "to be left here"))
     for line in lines[:LISTED_MAX]:
         made.add_row(*map(escape, line))
     console.print(f"\n[bold]{title}[/]" + (f" ({len(lines)})" if len(lines) > 1 else ""))
@@ -132,6 +177,23 @@ def _policies(terms: av.AvailabilityTerms) -> Iterable[Sequence[str]]:
     for one in terms.policies:
         if one.level != "DEFAULT":
             yield one.term, one.value, one.level.lower(), one.version, one.author, one.reason
+
+
+def _fences(terms: av.AvailabilityTerms) -> Iterable[Sequence[str]]:
+    for fence in terms.fences:
+        yield fence.channel, str(fence.left), str(fence.counted), fence.generation
+
+
+def _expected(terms: av.AvailabilityTerms) -> Iterable[Sequence[str]]:
+    for one in terms.expected:
+        due = f"{one.due_time.ToDatetime():%Y-%m-%d %H:%M} UTC" if one.HasField("due_time") else ""
+        yield one.node, one.kind.lower(), one.reference, one.line, str(one.quantity), due
+
+
+def _feeds(terms: av.AvailabilityTerms) -> Iterable[Sequence[str]]:
+    for one in terms.feeds:
+        state = "STALE" if one.stale else "fresh"
+        yield one.source, one.node, f"{one.age_ms / 1000:.1f} s ago", f"{one.limit_ms / 1000:g} s", state
 
 
 def _streams(terms: av.AvailabilityTerms) -> Iterable[Sequence[str]]:

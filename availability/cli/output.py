@@ -39,14 +39,14 @@ def print_json(value: Any) -> None:  # Any: a message, or lists and dictionaries
 
 
 def plain(value: Any) -> Any:  # Any: JSON's own types
-    """Turn a message into JSON types: numbers stay numbers, times are ISO text, enums their names."""
+    """Turn a message into JSON types: numbers stay numbers, times are ISO text, durations "90s", enums their names."""
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     if not hasattr(value, "DESCRIPTOR"):
         return value
-    if value.DESCRIPTOR.full_name == "google.protobuf.Timestamp":
+    if value.DESCRIPTOR.full_name in ("google.protobuf.Timestamp", "google.protobuf.Duration"):
         return value.ToJsonString()
     return {
         field.name: _field(value, field)

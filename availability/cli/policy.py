@@ -21,7 +21,7 @@ from availability.cli.options import (
 from availability.cli.output import console, print_json, table, word
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from availability.client import Client
     from availability.v1 import common_pb2 as common
@@ -352,7 +352,7 @@ def list_all(
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """List all channels, nodes and stops."""
+    """List all that is set: channels, nodes, stops, kits, ring-fences, feeds, safety stocks."""
     from availability.v1 import policy_pb2 as pol
 
     with connect(target, token_file, tls_ca) as client:
@@ -371,12 +371,69 @@ def list_all(
         nodes.add_row(escape(node.node), word(common.NodeState, node.state), str(node.safety_stock))
     screen.print("")
     screen.print(nodes)
-    if answer.stops:
-        stops = table("stopped sku", "in channel")
-        for stop in answer.stops:
-            stops.add_row(escape(stop.sku) or "all", escape(stop.channel) or "all")
-        screen.print("")
-        screen.print(stops)
+    for columns, lines in _others(answer):
+        if lines:
+            rows = table(*columns, right=("units", "left"))
+            for line in lines:
+                rows.add_row(*map(escape, line))
+            screen.print("")
+            screen.print(rows)
+
+
+def _others(answer: pol.ListPoliciesResponse) -> Iterator[tuple[Sequence[str], list[Sequence[str]]]]:
+    """Yield the columns and the lines of every table that may well be empty."""
+    stamp = ("by", "because")
+    yield (
+        ("stopped sku", "in channel", "until", *stamp),
+        [
+            (
+                stop.sku or "all",
+                stop.channel or "all",
+                f"{stop.until.ToDatetime():%Y-%m-%d %H:%M:%S} UTC" if stop.HasField("until") else "",
+                stop.author,
+                stop.reason,
+            )
+            for stop in answer.stops
+        ],
+    )
+    yield (
+        ("kit", "made of", *stamp),
+        [
+            (
+                kit.kit_sku,
+                ", ".join(f"{part.units} × {part.sku}" for part in kit.components),
+                kit.author,
+                kit.reason,
+            )
+            for kit in answer.kits
+        ],
+    )
+    yield (
+        ("ring-fence of", "sku", "left", *stamp),
+        [
+            (fence.channel, fence.sku, str(fence.units), fence.author, fence.reason)
+            for fence in answer.ring_fences
+        ],
+    )
+    yield (
+        ("feed of", "node", "every", "grace", "state", *stamp),
+        [
+            (
+                feed.source,
+                feed.node,
+                f"{feed.expected_interval.ToMilliseconds() / 1000:g} s",
+                f"{feed.grace.ToMilliseconds() / 1000:g} s",
+                "STALE" if feed.stale else "fresh",
+                feed.author,
+                feed.reason,
+            )
+            for feed in answer.feeds
+        ],
+    )
+    yield (
+        ("safety stock of", "at", "units"),
+        [(stock.sku, stock.node, str(stock.quantity)) for stock in answer.safety_stocks],
+    )
 
 
 def _pages(client: Client, channel: str) -> list[pol.GetPolicyResponse]:

@@ -83,19 +83,18 @@ class AvailabilityHandlers:
         )
 
     def check_basket(self, request: pb.CheckBasketRequest, ctx: CallContext) -> pb.CheckBasketResponse:
-        """Tell whether all lines could be reserved at once now."""
+        """Tell whether all lines could be reserved at once now; kits and plain skus share what they are made of."""
         check_id(request.channel, "channel")
         wanted = grouped_lines(request.lines, self._lines_max)
         age_ms, degraded = self._freshness.check(request, ctx)
-        sellables, _, version = self._replica.batch(request.channel, [sku for sku, _ in wanted])
-        sellable = dict(zip((sku for sku, _ in wanted), sellables.tolist(), strict=True))
-        total = dict(wanted)
+        judged, version = self._replica.basket(request.channel, wanted)
+        found = {line.sku: line for line in judged}
         results = [
             pb.BasketLineResult(
                 sku=line.sku,
                 requested_quantity=line.quantity,
-                sellable_quantity=sellable[line.sku],
-                sufficient=total[line.sku] <= sellable[line.sku],
+                sellable_quantity=found[line.sku].sellable,
+                sufficient=found[line.sku].sufficient,
             )
             for line in request.lines
         ]

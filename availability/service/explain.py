@@ -124,6 +124,47 @@ class Explainer:
                     )
                     for source, stream, mark, seen_ms, _, _ in sorted(behind.streams)
                 ],
+                fences=[
+                    pb.FenceTerm(
+                        channel=fence.channel,
+                        left=fence.left,
+                        counted=fence.counted,
+                        generation=fence.generation,
+                    )
+                    for fence in terms.fences
+                ],
+                expected=[
+                    pb.ExpectedTerm(
+                        node=row.node,
+                        kind=row.kind,
+                        reference=row.reference,
+                        line=row.line,
+                        quantity=row.quantity,
+                        due_time=timestamp(row.due_us // 1000) if row.due_us else None,
+                    )
+                    for row in behind.expected
+                    if row.node in members
+                ],
+                feeds=[
+                    pb.FeedTerm(
+                        source=feed.source,
+                        node=feed.node,
+                        age_ms=max(0, behind.clock_ms - feed.heard_ms),
+                        limit_ms=feed.interval_ms + feed.grace_ms,
+                        stale=feed.stale,
+                    )
+                    for feed in behind.feeds
+                    if feed.node in members
+                ],
+                components=[
+                    pb.ComponentTerm(
+                        sku=part.sku,
+                        units=part.units,
+                        sellable_quantity=part.sellable,
+                        state=pb.AvailabilityState.ValueType(part.state),
+                    )
+                    for part in terms.components
+                ],
             ),
             as_of=AsOf(version=str(terms.version), age_ms=self._replica.freshness_ms()),
         )

@@ -22,6 +22,7 @@ from availability.ledger import calls
 from availability.ledger.ledger import Ledger
 from availability.ledger.record import ChannelState, KitState, OverrideState
 from availability.replica.replica import Replica
+from availability.service import policy_views
 from availability.service.context import CallContext
 from availability.service.freshness import Freshness
 from availability.service.ledger_calls import call, refuse
@@ -193,7 +194,7 @@ class PolicyHandlers:
         return pb.GetPolicyResponse(
             policy=_policy(state),
             sale_state=common_pb2.SALE_STATE_BLOCKED if stopped else common_pb2.SALE_STATE_SELLABLE,
-            overrides=[pb.SkuOverrideEntry(sku=o.sku, override=_override(o)) for o in overrides],
+            overrides=[policy_views.override_entry(o, _override(o)) for o in overrides],
             next_page_token=overrides[-1].sku if len(overrides) == size else "",
         )
 
@@ -204,14 +205,16 @@ class PolicyHandlers:
         as_of.version = str(found.version)
         return pb.ListPoliciesResponse(
             policies=map(_policy, found.channels),
-            nodes=[
-                pb.NodePolicy(
-                    node=n.node, state=common_pb2.NodeState.ValueType(n.state), safety_stock=n.safety_stock
-                )
-                for n in found.nodes
-            ],
-            stops=[pb.SaleStop(channel=stop.channel, sku=stop.sku) for stop in found.stops],
+            nodes=map(policy_views.node_policy, found.nodes),
+            stops=map(policy_views.sale_stop, found.stops),
             as_of=as_of,
+            kits=map(policy_views.kit_policy, found.kits),
+            ring_fences=map(policy_views.ring_fence, found.fences),
+            feeds=map(policy_views.feed_policy, found.feeds),
+            safety_stocks=[
+                pb.SafetyStock(sku=sku, node=node, quantity=units)
+                for sku, node, units in self._replica.safety_stocks()
+            ],
         )
 
     def _write(self, request: Message, ctx: CallContext, what: str, value: list[object]) -> calls.PolicyReply:

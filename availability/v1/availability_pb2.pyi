@@ -364,7 +364,7 @@ class BasketLineResult(_message.Message):
     sellable_quantity: _builtins.int
     """Output only. What the channel can sell of the sku."""
     sufficient: _builtins.bool
-    """Output only. True when all lines of this sku together are covered."""
+    """Output only. True when all lines of this sku together are covered, with what kits of the basket are made of."""
     def __init__(
         self,
         *,
@@ -611,9 +611,9 @@ class PolicyTerm(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     term: _builtins.str
-    """Output only. The number's word: buffer, oversell_limit, safety_stock, sale_state, excluded_nodes."""
+    """Output only. The number's word: buffer, oversell_limit, safety_stock, sale_state, excluded_nodes, ring_fence, feed, kit."""
     level: _builtins.str
-    """Output only. Where it was set: DEFAULT, CHANNEL, SKU_OVERRIDE, NODE, POSITION."""
+    """Output only. Where it was set: DEFAULT, CHANNEL, SKU, SKU_OVERRIDE, NODE, POSITION."""
     value: _builtins.str
     """Output only. The value in words."""
     version: _builtins.str
