@@ -22,6 +22,8 @@ from availability.replica import Fork, Replica, ReplicaSettings, Watcher
 from tests.fakes_ledger import Content, FakeLedger
 
 SKUS = ("x", "y", "z", "w")
+KITS = ("k", "l")
+ASKED = (*SKUS, *KITS)
 NODES = ("a", "b", "c")
 CHANNELS = ("web", "pos", "auto")
 BLOCKS = 10
@@ -64,6 +66,11 @@ class World:
             (self.change_channel, 2),
             (self.change_override, 3),
             (self.change_stop, 2),
+            (self.change_kit, 2),
+            (self.change_fence, 3),
+            (self.spend_fence, 4),
+            (self.change_feed, 2),
+            (self.cross_feed, 4),
             (self.hand_shake, 1),
             (self.fail_over, 2),
             (self.trim, 2),
@@ -87,7 +94,7 @@ class World:
     def remember(self) -> None:
         ledger = self.ledger
         point = (ledger.version, ledger.now.chain)
-        answers = {(channel, sku): ledger.answer(channel, sku) for channel in CHANNELS for sku in SKUS}
+        answers = {(channel, sku): ledger.answer(channel, sku) for channel in CHANNELS for sku in ASKED}
         assert self.right.setdefault(point, answers) == answers
         if point not in self.line:
             self.line.append(point)
@@ -131,6 +138,7 @@ class World:
             buffer_percent=percent,
             oversell_limit=self.random.choice((0, 0, 4)),
             low_stock_threshold=self.random.randint(0, 8),
+            staleness=self.random.choice((1, 2)),
         )
 
     def change_override(self) -> None:
@@ -145,9 +153,37 @@ class World:
         self.ledger.set_override(channel, sku, units, percent, limit, "".join(excluded))
 
     def change_stop(self) -> None:
-        channel, sku = self.random.choice((*CHANNELS, "")), self.random.choice((*SKUS, ""))
+        channel, sku = self.random.choice((*CHANNELS, "")), self.random.choice((*ASKED, ""))
         if channel or sku:
             self.ledger.set_stop(channel, sku, blocked=self.random.random() < 0.5)
+
+    def change_kit(self) -> None:
+        """Set a recipe, also of skus that nobody has seen, or remove it."""
+        parts = self.random.sample(SKUS, self.random.choice((0, 1, 2, 3)))
+        flat = {sku: self.random.randint(1, 3) for sku in parts}
+        self.ledger.set_kit(self.random.choice(KITS), **flat)
+
+    def change_fence(self) -> None:
+        self.ledger.set_fence(
+            self.random.choice(CHANNELS), self.random.choice(SKUS), self.random.choice((0, 3, 8))
+        )
+
+    def spend_fence(self) -> None:
+        """Take from a fence, or give back to it."""
+        known = [pair for pair in self.ledger.now.fences if pair[1] in self.ledger.now.positions]
+        if known:
+            channel, sku = self.random.choice(known)
+            node = self.random.choice(list(self.ledger.now.positions[sku]))
+            self.ledger.reserve_fenced(channel, sku, node, self.random.choice((1, 3, -1)))
+
+    def change_feed(self) -> None:
+        node = self.random.choice(list(self.ledger.now.nodes))
+        self.ledger.set_feed(self.random.choice(("wms", "erp")), node, self.random.choice((0, 9, 9)))
+
+    def cross_feed(self) -> None:
+        if self.ledger.now.feeds:
+            source, node = self.random.choice(list(self.ledger.now.feeds))
+            self.ledger.hear(source, node, stale=self.random.random() < 0.6)
 
     def hand_shake(self) -> None:
         self.ledger.hand_shake()
@@ -227,11 +263,11 @@ class World:
         state = self.replica._state
         right = self.right[state.version, state.chain]
         for channel in CHANNELS:
-            wanted = [right[channel, sku] for sku in SKUS]
-            sellables, states, version = self.replica.batch(channel, SKUS)
+            wanted = [right[channel, sku] for sku in ASKED]
+            sellables, states, version = self.replica.batch(channel, ASKED)
             assert version == state.version
             assert list(zip(sellables.tolist(), states.tolist(), strict=True)) == wanted
-            one = self.random.choice(SKUS)
+            one = self.random.choice(ASKED)
             value = self.replica.get(channel, one)
             assert (value.sellable, value.state, value.version) == (*right[channel, one], version)
             terms = self.replica.terms(channel, one)
@@ -265,7 +301,7 @@ class World:
         self.step()
         self.drain(100)
         for watcher, known in self.watchers:
-            for sku in self.ledger.now.positions:
+            for sku in (*self.ledger.now.positions, *self.ledger.now.kits):
                 assert known[sku] == self.ledger.answer(watcher.channel, sku), "a watcher missed a change"
 
     def heal(self) -> None:
