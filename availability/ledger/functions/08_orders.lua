@@ -15,6 +15,9 @@
 -- "z" -> '1' for a closed order whose facts are gone: later facts are refused. Links of orders get "l".
 
 local Orders = {}
+
+do -- Lua has room for 200 names outside of blocks; these stay in here
+
 local OWN, WORD, WORD_KEY, SOURCED, ALLOCATED, SHIPPED, WORD_NODE = 2, 3, 4, 5, 6, 7, 8
 local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT, SKU_CANCEL = 1, 2, 3, 4, 5, 6, 7
 local CANCEL, CHANNEL, RESERVATIONS, LAST_FACT = 1, 2, 3, 4
@@ -412,4 +415,6 @@ function Orders.flush(ctx, txn)
       o.raw, o.last_fact_before = raw, ctx.clock
     end
   end
+end
+
 end

@@ -1,6 +1,9 @@
 -- The calls of a reservation's life. Each: request memory -> due holds -> read and decide -> write -> log once.
 
 local Reservations = {}
+
+do -- Lua has room for 200 names outside of blocks; these stay in here
+
 local KIND_RESERVED, KIND_EXTENDED, KIND_COMMITTED, KIND_RELEASED = 1, 2, 3, 4
 local DUE_PER_CALL = 4
 
@@ -392,4 +395,6 @@ function Reservations.release(keys, args)
   Requests.remember(ctx, txn, req, 'RELEASED', version, id)
   Log.emit(ctx, txn, KIND_RELEASED, req, Positions.flush(ctx, txn), pack(body))
   return answer(ctx, 'RELEASED', version, false, id, hold)
+end
+
 end

@@ -1,6 +1,9 @@
 -- Policy changes: ledger events like all others, with author, reason and time.
 
 local Policies = {}
+
+do -- Lua has room for 200 names outside of blocks; these stay in here
+
 local KIND_POLICY = 7
 local FENCES_MAX = 100 -- of one sku: a grant reads the nodes of all of them
 
@@ -266,4 +269,6 @@ function Policies.end_stops(ctx, limit)
     Log.emit(ctx, txn, KIND_POLICY, BY_ITSELF, Positions.flush(ctx, txn), pack(body))
   end
   return #due
+end
+
 end
