@@ -46,5 +46,9 @@ class Disagreement(ResyncNeeded):
         super().__init__(f"memory and ledger differ about {sku!r} at {version}", in_doubt=True)
 
 
+class MemoryReplaced(Exception):
+    """What was read of memory is not memory any more; ask again."""
+
+
 class LedgerNotServable(Exception):
     """The ledger as it is now must not be served: another ledger, or one that went back."""

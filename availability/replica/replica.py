@@ -31,13 +31,17 @@ from availability.ledger.record import (
     KitState,
     NodeState,
     OverrideState,
+    PolicyBody,
+    PositionChange,
     StopState,
 )
 from availability.replica.bootstrap import Progress
 from availability.replica.columns import SAFETY_STOCK, STATE_BITS, STATE_MASK, Column
+from availability.replica.errors import MemoryReplaced
 from availability.replica.explain import NodeValue, Sheet, Terms, kit_terms
 from availability.replica.follow import Follower, Fork
 from availability.replica.policies import Policies, default_channel
+from availability.replica.preview import Preview, preview
 from availability.replica.settings import ReplicaSettings
 from availability.replica.state import Numbers, Prepared, State
 from availability.replica.watch import Registry, Watcher
@@ -304,6 +308,29 @@ class Replica:
                     return False
                 self._hurry.set()
                 self._advanced.wait(left)
+
+    def preview(
+        self,
+        body: PolicyBody,
+        positions: Sequence[PositionChange],
+        *,
+        moves_max: int,
+        deadline_monotonic: float,
+    ) -> Preview:
+        """Return what a policy change would move, as the ledger would log it. Changes nothing; any thread.
+
+        Raises ServiceError DEADLINE_EXCEEDED, and OVERLOADED where memory changes faster than it can be looked
+        through.
+        """
+
+        def check() -> None:
+            if self._monotonic() >= deadline_monotonic:
+                raise ServiceError(Reason.DEADLINE_EXCEEDED, "the preview was not ready in time")
+
+        try:
+            return preview(lambda: self._state, self._lock, body, positions, moves_max, check)
+        except MemoryReplaced as error:
+            raise ServiceError(Reason.OVERLOADED, str(error)) from error
 
     # --- What is set -------------------------------------------------------------------------------------
 

@@ -261,6 +261,13 @@ class State:
                 return found if found <= self.counter else None
         return None
 
+    def moved_since(self, counter: int) -> Ints:
+        """Return the sku numbers whose answer changed in any channel after a counter, ascending."""
+        columns = [*self.own.values(), *([self.shared] if self.shared else [])]
+        return np.unique(
+            np.concatenate([np.empty(0, np.int64), *(column.since(counter) for column in columns)])
+        )
+
     def figures(self, sku: str) -> SkuFigures:
         """Return a sku's figures in memory, to be compared with the ledger's."""
         number = self.numbers.get(sku)

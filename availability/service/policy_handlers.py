@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
@@ -18,13 +19,14 @@ from availability.domain.limits import (
     PAGE_SIZE_MAX,
 )
 from availability.domain.text import text_problem
+from availability.domain.version import Version
 from availability.ledger import calls
 from availability.ledger.ledger import Ledger
 from availability.ledger.record import ChannelState, KitState, OverrideState
 from availability.replica.replica import Replica
 from availability.service import policy_views
 from availability.service.context import CallContext
-from availability.service.freshness import Freshness
+from availability.service.freshness import ANSWER_MARGIN_S, Freshness
 from availability.service.ledger_calls import call, refuse
 from availability.service.requests import (
     check_id,
@@ -42,6 +44,19 @@ _ABSENT = -1
 UNTIL_MS_MAX = 253_402_300_799_999
 """The last millisecond that a protobuf time holds."""
 ETAG_BYTES_MAX = 64
+PREVIEW_MOVES_MAX = 1_000
+"""Largest moves that a preview tells."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What became of a policy write; with ``preview`` nothing was written, and ``version`` is the head's."""
+
+    version: str
+    replayed: bool = False
+    channel: ChannelState | None = None
+    kit: KitState | None = None
+    preview: pb.PolicyPreview | None = None
 
 
 class PolicyHandlers:
@@ -65,12 +80,13 @@ class PolicyHandlers:
     ) -> pb.SetChannelPolicyResponse:
         """Declare or replace a channel's policy."""
         reply = self._write(request, ctx, "channel", _channel_value(request.policy))
-        assert isinstance(reply.channel, ChannelState)
+        assert reply.channel is not None
         return pb.SetChannelPolicyResponse(
             policy=_policy(reply.channel),
             version=reply.version,
             replayed=reply.replayed,
             durability=self._durability,
+            preview=reply.preview,
         )
 
     def set_sku_override(
@@ -83,7 +99,10 @@ class PolicyHandlers:
             request, ctx, "override", _override_value(request.channel, request.sku, request.override)
         )
         return pb.SetSkuOverrideResponse(
-            version=reply.version, replayed=reply.replayed, durability=self._durability
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            preview=reply.preview,
         )
 
     def clear_sku_override(
@@ -94,7 +113,10 @@ class PolicyHandlers:
         check_id(request.sku, "sku")
         reply = self._write(request, ctx, "clear_override", [request.channel, request.sku])
         return pb.ClearSkuOverrideResponse(
-            version=reply.version, replayed=reply.replayed, durability=self._durability
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            preview=reply.preview,
         )
 
     def set_safety_stock(
@@ -111,7 +133,10 @@ class PolicyHandlers:
             raise invalid("quantity is required for a node's default", field="quantity")
         reply = self._write(request, ctx, "safety_stock", [request.sku, request.node, quantity])
         return pb.SetSafetyStockResponse(
-            version=reply.version, replayed=reply.replayed, durability=self._durability
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            preview=reply.preview,
         )
 
     def set_node(self, request: pb.SetNodeRequest, ctx: CallContext) -> pb.SetNodeResponse:
@@ -120,7 +145,12 @@ class PolicyHandlers:
         if request.state not in (common_pb2.NODE_STATE_ONLINE, common_pb2.NODE_STATE_OFFLINE):
             raise invalid("state must be ONLINE or OFFLINE", field="state")
         reply = self._write(request, ctx, "node", [request.node, request.state])
-        return pb.SetNodeResponse(version=reply.version, replayed=reply.replayed, durability=self._durability)
+        return pb.SetNodeResponse(
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            preview=reply.preview,
+        )
 
     def set_sale_state(self, request: pb.SetSaleStateRequest, ctx: CallContext) -> pb.SetSaleStateResponse:
         """Stop or allow sales."""
@@ -135,7 +165,10 @@ class PolicyHandlers:
         value: list[object] = [request.channel, request.sku, blocked, until_ms]
         reply = self._write(request, ctx, "sale_state", value)
         return pb.SetSaleStateResponse(
-            version=reply.version, replayed=reply.replayed, durability=self._durability
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            preview=reply.preview,
         )
 
     def set_ring_fence(self, request: pb.SetRingFenceRequest, ctx: CallContext) -> pb.SetRingFenceResponse:
@@ -145,7 +178,10 @@ class PolicyHandlers:
         check_quantity(request.units, "units", least=0)
         reply = self._write(request, ctx, "fence", [request.channel, request.sku, request.units])
         return pb.SetRingFenceResponse(
-            version=reply.version, replayed=reply.replayed, durability=self._durability
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            preview=reply.preview,
         )
 
     def set_feed(self, request: pb.SetFeedRequest, ctx: CallContext) -> pb.SetFeedResponse:
@@ -165,17 +201,23 @@ class PolicyHandlers:
                 raise invalid("grace without expected_interval", field="grace")
             grace_ms = duration_ms(request.grace, "grace", least=0, most=FEED_GRACE_MS_MAX)
         reply = self._write(request, ctx, "feed", [request.source, request.node, interval_ms, grace_ms])
-        return pb.SetFeedResponse(version=reply.version, replayed=reply.replayed, durability=self._durability)
+        return pb.SetFeedResponse(
+            version=reply.version,
+            replayed=reply.replayed,
+            durability=self._durability,
+            preview=reply.preview,
+        )
 
     def set_kit(self, request: pb.SetKitRequest, ctx: CallContext) -> pb.SetKitResponse:
         """Set or remove the recipe of a kit."""
         check_id(request.kit_sku, "kit_sku")
         reply = self._write(request, ctx, "kit", [request.kit_sku, _components_value(request.components)])
-        flat = reply.kit.flat if isinstance(reply.kit, KitState) else []
+        flat = reply.kit.flat if reply.kit is not None else []
         return pb.SetKitResponse(
             version=reply.version,
             replayed=reply.replayed,
             durability=self._durability,
+            preview=reply.preview,
             flattened=[pb.KitComponent(sku=sku, units=units) for sku, units in flat],
         )
 
@@ -217,12 +259,44 @@ class PolicyHandlers:
             ],
         )
 
-    def _write(self, request: Message, ctx: CallContext, what: str, value: list[object]) -> calls.PolicyReply:
+    def _write(self, request: Message, ctx: CallContext, what: str, value: list[object]) -> Written:
         change = self._change(request, ctx, what, value)
+        if request.validate_only:  # type: ignore[attr-defined]  # every policy write has this field
+            return self._preview(change, ctx)
         reply = call(ctx, lambda: self._ledger.set_policy(change, ctx.deadline))
         if reply.status != "OK":
             raise _refused(reply.status, reply.name)
-        return reply
+        channel = reply.channel if isinstance(reply.channel, ChannelState) else None
+        kit = reply.kit if isinstance(reply.kit, KitState) else None
+        return Written(version=reply.version, replayed=reply.replayed, channel=channel, kit=kit)
+
+    def _preview(self, change: calls.PolicyChange, ctx: CallContext) -> Written:
+        """Let the ledger decide without writing, and memory say what that would move."""
+        reply = call(ctx, lambda: self._ledger.preview_policy(change))
+        if reply.status != "OK":
+            raise _refused(reply.status, reply.name)
+        deadline = ctx.deadline - ANSWER_MARGIN_S
+        with ctx.blocking():
+            if not self._replica.wait_for(Version.parse(reply.version), deadline):
+                raise ServiceError(Reason.DEADLINE_EXCEEDED, "memory did not reach the ledger in time")
+            found = self._replica.preview(
+                reply.body, reply.positions, moves_max=PREVIEW_MOVES_MAX, deadline_monotonic=deadline
+            )
+        moves = [
+            pb.MovedSellable(
+                channel=move.channel, sku=move.sku, sellable_before=move.before, sellable_after=move.after
+            )
+            for move in found.moves
+        ]
+        message = pb.PolicyPreview(
+            moved_skus=found.moved_skus,
+            moved_sellables=found.moved_sellables,
+            moves=moves,
+            as_of=common_pb2.AsOf(version=str(found.version), age_ms=self._replica.freshness_ms()),
+        )
+        channel = reply.body.channels[0] if reply.body.channels else None
+        kit = reply.body.kits[0] if reply.body.kits else None
+        return Written(version=reply.version, channel=channel, kit=kit, preview=message)
 
     def _change(
         self, request: Message, ctx: CallContext, what: str, value: list[object]
@@ -231,7 +305,6 @@ class PolicyHandlers:
         reason: str = request.reason  # type: ignore[attr-defined]  # every policy write has these fields
         etag: str = request.etag  # type: ignore[attr-defined]  # same
         check_reason(reason)
-        not_built(validate_only=request.validate_only)  # type: ignore[attr-defined]  # same
         problem = text_problem(etag, "etag", bytes_max=ETAG_BYTES_MAX, required=False)
         if problem is not None:
             raise invalid(problem, field="etag")
