@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar  # Any: a call's arguments, kept to send it again
 
 import pytest
@@ -41,6 +42,7 @@ HARD_CASES = (
     "allocation before commit",
     "percent buffer",
     "part of a spread hold",
+    "another channel's fence",
 )
 HARD_SHARE_MIN = 0.01
 
@@ -254,6 +256,8 @@ class LedgerMachine(RuleBasedStateMachine):
             cases.append("percent buffer")
         if len(set(chosen)) < len(chosen):
             cases.append("repeated sku lines")
+        if any(self.model.terms(channel, sku).fenced for sku in chosen):
+            cases.append("another channel's fence")
         return cases
 
     # --- rules: stock
@@ -534,6 +538,19 @@ class LedgerMachine(RuleBasedStateMachine):
             self.configure("set_safety_stock", node, quantity or 0)
         else:
             self.configure("set_safety_stock", node, quantity, sku=self.sku(number))
+        self.compare()
+
+    @rule(channel=channels, number=skus, units=st.integers(0, 8), fits=st.sampled_from([True, True, False]))
+    def set_fence(self, channel: str, number: int, units: int, fits: bool) -> None:
+        """Keep units for one channel, mostly no more than its nodes have."""
+        self.draw()
+        name, sku = self.channel(channel), self.sku(number)
+        if fits:
+            units = min(units, max(0, self.model.terms(name, sku).pool))
+        over = units > max(0, self.model.terms(name, sku).pool)
+        for one in filter(None, (self.service, self.model)):
+            with pytest.raises(Refusal, match="FENCE_OVER_POOL") if over else nullcontext():
+                one.set_fence(name, sku, units)
         self.compare()
 
     @rule(channel=st.sampled_from(["", "web"]), number=skus, blocked=st.sampled_from([False, False, True]))
