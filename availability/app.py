@@ -165,9 +165,12 @@ def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[R
             ReplicaSettings(
                 auto_create=ledger.settings.auto_create,
                 channels_max=settings.limits.channels_max,
+                digest_skus_per_s=settings.reads.digest_skus_per_s,
             ),
             time.monotonic,
             random.Random(),
+            on_fork=lambda fork: _LOG.error("history_lost", reason=fork.reason, seen=str(fork.seen)),
+            on_resync=lambda reason: _LOG.warning("memory_read_anew", reason=reason),
         )
         upkeep = Upkeep(
             ledger,
@@ -359,6 +362,13 @@ def _grpc_server(
     )
     telemetry.watch_replica_age(lambda: replica.freshness_ms() / 1000)
     telemetry.watch_commit_queue(ledger.queue.depth)
+    telemetry.watch_digest(
+        skus=lambda: replica.digest.skus,
+        walks=lambda: replica.digest.walks,
+        disagreements=lambda: replica.digest.disagreements,
+        age_s=replica.digest_age_s,
+        walk_s=lambda: replica.digest.walk_s,
+    )
     handlers = {
         "AvailabilityService": AvailabilityHandlers(
             replica,

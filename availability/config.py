@@ -174,6 +174,12 @@ class ReadSettings(_Section):
         le=600_000,
         description="Older answers are refused, unless the caller allows stale ones.",
     )
+    digest_skus_per_s: int = Field(
+        300,
+        ge=0,
+        le=100_000,
+        description="skus whose memory is compared with Redis, all in turn; 0 switches the digest off.",
+    )
     page_size: int = Field(
         contract.PAGE_SIZE_DEFAULT,
         ge=1,

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -44,6 +44,20 @@ class Telemetry:
         """Report how long ago the replica was last proven to be caught up, asked at each scrape."""
         self._gauges.replica_age.set_function(age_seconds)
 
+    def watch_digest(
+        self,
+        *,
+        skus: Callable[[], float],
+        walks: Callable[[], float],
+        disagreements: Callable[[], float],
+        age_s: Callable[[], float],
+        walk_s: Callable[[], float],
+    ) -> None:
+        """Report what the rolling digest has compared, asked at each scrape. Once in a process's life."""
+        self.registry.register(
+            _DigestMetrics(skus=skus, walks=walks, disagreements=disagreements, age_s=age_s, walk_s=walk_s)
+        )
+
     def watch_pool(self, queued: Callable[[], float], blocked: Callable[[], float]) -> None:
         """Report the calls that wait for a thread and those that wait on one, asked at each scrape."""
         self._gauges.queued.set_function(queued)
@@ -52,6 +66,29 @@ class Telemetry:
     def watch_commit_queue(self, length: Callable[[], float]) -> None:
         """Report the writes that wait for the ledger, asked at each scrape."""
         self._gauges.commit_queue.set_function(length)
+
+
+class _DigestMetrics(Collector):
+    """How memory and ledger compare; the numbers are kept by the replica and asked for at each scrape."""
+
+    def __init__(self, **asked: Callable[[], float]) -> None:
+        self._asked = asked
+
+    def collect(self) -> Iterator[Metric]:
+        """Return what is scraped."""
+        counters = {
+            "skus": ("availability_digest_skus", "skus of which memory was compared with the ledger."),
+            "walks": ("availability_digest_walks", "Times that all of memory was compared."),
+            "disagreements": ("availability_digest_disagreements", "Differences found; each was read anew."),
+        }
+        gauges = {
+            "age_s": ("availability_digest_age_seconds", "Time since all of memory had been compared."),
+            "walk_s": ("availability_digest_walk_seconds", "How long the last whole comparison took."),
+        }
+        for what, (name, help) in counters.items():
+            yield CounterMetricFamily(name, help, value=self._asked[what]())
+        for what, (name, help) in gauges.items():
+            yield GaugeMetricFamily(name, help, value=self._asked[what]())
 
 
 class CallMetrics(Collector):

@@ -49,7 +49,7 @@ def ledger() -> FakeLedger:
 
 
 def replica_of(ledger: FakeLedger, clock: Clock, **changes: object) -> Replica:
-    options = replace(ReplicaSettings(verify_interval_ms=10**9), **changes)  # type: ignore[arg-type]  # any field
+    options = replace(ReplicaSettings(digest_skus_per_s=0), **changes)  # type: ignore[arg-type]  # any field
     return Replica(ledger, options, clock, Random(1))
 
 
@@ -385,7 +385,7 @@ def test_a_restart_of_redis_is_no_fork(ledger: FakeLedger, clock: Clock) -> None
 def forked(ledger: FakeLedger, clock: Clock) -> tuple[Replica, list[Fork], Version]:
     """A replica that read two versions which a failover lost."""
     forks: list[Fork] = []
-    options = ReplicaSettings(verify_interval_ms=10**9)
+    options = ReplicaSettings(digest_skus_per_s=0)
     replica = Replica(ledger, options, clock, Random(1), on_fork=forks.append)
     catch_up(replica, ledger)
     kept = ledger.now.copy()
@@ -494,14 +494,21 @@ def test_a_record_of_an_unknown_kind_is_unreadable(ledger: FakeLedger, clock: Cl
     assert replica.version < ledger.version
 
 
+def walk_until_doubt(replica: Replica, clock: Clock) -> None:
+    for _ in range(4):  # skus, perhaps those that the ledger does not name, policies, skus
+        clock.now += 2
+        replica.step()
+        if not replica.ready:
+            return
+    raise AssertionError("nobody noticed")
+
+
 def test_memory_that_differs_from_the_ledger_is_found(ledger: FakeLedger, clock: Clock) -> None:
-    """Skus are read back at intervals; a difference is mended, a repeated one is not served."""
-    replica = served(ledger, clock, verify_interval_ms=1_000)
+    """Everything is read back in turn; a difference is mended, a repeated one is not served."""
+    replica = served(ledger, clock, digest_skus_per_s=100)
     state = replica._state
     state.positions._values[:] += 1
-    clock.now += 2
-    replica.step()
-    assert not replica.ready
+    walk_until_doubt(replica, clock)
     catch_up(replica, ledger)
     assert answer(replica, "web", "x") == ledger.answer("web", "x")
     wrong = SkuState("x", [PositionState("a", 77, 0, 0, 0, -1)], [], [])
@@ -510,7 +517,8 @@ def test_memory_that_differs_from_the_ledger_is_found(ledger: FakeLedger, clock:
         return Page(ledger._head(), -1, [wrong])
 
     ledger.skus = skus  # type: ignore[method-assign]  # what a broken ledger would answer
-    clock.now += 2
+    replica._state.positions._values[:] += 1
+    walk_until_doubt(replica, clock)
     for _ in range(5):
         replica.step()
         assert not replica.ready
@@ -519,20 +527,20 @@ def test_memory_that_differs_from_the_ledger_is_found(ledger: FakeLedger, clock:
 
 def test_a_read_back_page_is_compared_at_its_own_version(ledger: FakeLedger, clock: Clock) -> None:
     """Records that come while skus are read back are no difference."""
-    replica = served(ledger, clock, verify_interval_ms=1_000)
+    replica = served(ledger, clock, digest_skus_per_s=100)
     clock.now += 2
 
     def write_between(call: str) -> None:
-        if call in {"skus", "read"}:
+        if call in {"page", "skus", "policies", "read"}:
             ledger.reserve("x", "a", 1)
 
     ledger.before_call = write_between
-    for _ in range(3):
+    for _ in range(9):
         replica.step()
         clock.now += 2
         assert replica.ready
-    assert ledger.calls.count("skus") >= 3
-    assert replica.counts().resyncs == 1
+    assert replica.digest.walks >= 2
+    assert (replica.counts().resyncs, replica.digest.disagreements) == (1, 0)
 
 
 @pytest.mark.parametrize("handshake", [True, False])

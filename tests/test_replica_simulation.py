@@ -49,7 +49,8 @@ class World:
             auto_create=True,
             page_skus=self.random.choice((1, 2, 10)),
             batch_records=self.random.choice((1, 3, 100)),
-            verify_interval_ms=self.random.choice((0, 3_000)),
+            digest_skus_per_s=self.random.choice((0, 1, 100)),
+            digest_batch_skus=self.random.choice((1, 2, 64)),
             verify_skus=self.random.choice((0, 1, 64)),  # few, so that order and chain must do their part
             chunk_rows=self.random.choice((2, 1_000)),
             watch_chunk_skus=2,

@@ -196,10 +196,15 @@ def sample(state: State, count: int, random_source: Random) -> list[str]:
     return [names[number] for number in random_source.sample(range(len(names)), min(count, len(names)))]
 
 
+def same_point(state: State, head: Head) -> None:
+    """Raise ForkSeen unless memory is at a point of the ledger's own history."""
+    if (state.version, state.chain) != (head.version, head.chain):
+        raise ForkSeen(f"the ledger has two histories at {state.version}")
+
+
 def compare(state: State, page: Page) -> None:
     """Raise Disagreement unless memory equals the page; both are at the same version."""
-    if (state.version, state.chain) != (page.head.version, page.head.chain):
-        raise ForkSeen(f"the ledger has two histories at {state.version}")
+    same_point(state, page.head)
     for sku in page.skus:
         if state.figures(sku.sku) != sku_figures(sku):
-            raise Disagreement(sku.sku, state.version)
+            raise Disagreement(repr(sku.sku), state.version)

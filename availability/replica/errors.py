@@ -42,8 +42,8 @@ class UnreadableRecord(ResyncNeeded):
 class Disagreement(ResyncNeeded):
     """Memory and ledger differ at the same version."""
 
-    def __init__(self, sku: str, version: Version) -> None:
-        super().__init__(f"memory and ledger differ about {sku!r} at {version}", in_doubt=True)
+    def __init__(self, what: str, version: Version) -> None:
+        super().__init__(f"memory and ledger differ about {what} at {version}", in_doubt=True)
 
 
 class MemoryReplaced(Exception):

@@ -1,4 +1,4 @@
-"""Follow the ledger: bootstrap, tail, verify, and know when to start over. One ``step`` at a time, one
+"""Follow the ledger: bootstrap, tail, compare, and know when to start over. One ``step`` at a time, one
 thread.
 
 What may be served is decided here: memory that is a right past of the ledger goes on being served (its age
@@ -16,9 +16,10 @@ from typing import Protocol
 
 from availability.domain.version import Version
 from availability.ledger.errors import LedgerError
-from availability.ledger.reader import Head, LedgerReader, Page
+from availability.ledger.reader import Head, LedgerReader
 from availability.ledger.record import Entry
-from availability.replica.bootstrap import Bootstrap, Progress, compare, sample
+from availability.replica.bootstrap import Bootstrap, Progress
+from availability.replica.digest import Asked, Digest
 from availability.replica.errors import (
     Disagreement,
     ForkSeen,
@@ -82,6 +83,7 @@ class Follower:
         sink: Sink,
         monotonic: Callable[[], float],
         random_source: Random,
+        digest: Digest,
         *,
         progress: Callable[[Progress], None],
         stopped: Callable[[], bool],
@@ -91,14 +93,14 @@ class Follower:
         self._sink = sink
         self._monotonic = monotonic
         self._random = random_source
+        self._digest = digest
         self._progress = progress
         self._stopped = stopped
         self._seen = False
         self._resync = "the replica starts"
         self._failures = 0
         self._doubted_at: float | None = None
-        self._verify_at = 0.0
-        self._page: Page | None = None
+        self._asked: Asked | None = None
         self._reported: Version | None = None
 
     def step(self) -> float:
@@ -144,8 +146,7 @@ class Follower:
         self._sink.replace(state)
         self._sink.resynced(self._resync)
         self._sink.trust()
-        self._seen, self._resync, self._page = True, "", None
-        self._verify_at = self._monotonic() + self._settings.verify_interval_ms / 1000
+        self._seen, self._resync, self._asked = True, "", None
 
     def _need_resync(self, need: ResyncNeeded) -> float:
         now = self._monotonic()
@@ -158,7 +159,7 @@ class Follower:
             self._report_fork(need)
         failed = bool(self._resync)  # a bootstrap that must be repeated is not hurried
         self._resync = need.reason
-        self._page = None
+        self._asked = None
         if need.in_doubt or again:
             self._sink.distrust(need.reason)
         return self._pause() if failed or again else 0.0
@@ -199,7 +200,7 @@ class Follower:
     def _tail(self) -> float:
         """Apply what came. Returns the seconds to let more gather: a recompute costs much the same for 1 and 100."""
         state = self._sink.state
-        if self._page is None and self._monotonic() >= self._verify_at:
+        if self._asked is None and self._digest.due():
             self._read_back(state)
         count = self._settings.batch_records
         asked_at = self._monotonic()
@@ -237,15 +238,15 @@ class Follower:
     def _apply(self, entries: list[Entry]) -> None:
         state = self._sink.state
         bodies = checked(state.version, state.chain, entries)
-        page = self._page
-        if page is not None:
-            due = [entry for entry in entries if entry.version <= page.head.version]
+        asked = self._asked
+        if asked is not None:
+            due = [entry for entry in entries if entry.version <= asked.version]
             if due:
                 self._sink.publish(state.prepare(due))
-            if state.version == page.head.version:
-                compare(state, page)
-            if state.version[:2] >= page.head.version[:2] or bodies:
-                self._page = None  # an epoch that ended before the page's point: the page saw what is lost
+            if state.version == asked.version:
+                self._digest.compare(state, asked)
+            if state.version[:2] >= asked.version[:2] or bodies:
+                self._asked = None  # an epoch that ended before that point: what was asked saw what is lost
             entries = entries[len(due) :]
         if entries:
             self._sink.publish(state.prepare(entries))
@@ -254,14 +255,10 @@ class Follower:
         self._sink.trust()
 
     def _read_back(self, state: State) -> None:
-        """Compare some skus with the ledger, at the version at which it answers."""
-        self._verify_at = self._monotonic() + self._settings.verify_interval_ms / 1000
-        names = sample(state, self._settings.verify_skus, self._random)
-        if not names:
-            return
-        page = self._reader.skus(names)
-        self._check_identity(page.head)
-        if page.head.version == state.version:
-            compare(state, page)
-        elif page.head.version > state.version:
-            self._page = page  # compared when the log has brought us there
+        """Compare a piece with the ledger, at the version at which it answers."""
+        asked = self._digest.ask(self._reader, state)
+        self._check_identity(asked.head)
+        if asked.version == state.version:
+            self._digest.compare(state, asked)
+        elif asked.version > state.version:
+            self._asked = asked  # compared when the log has brought us there

@@ -9,6 +9,7 @@ ledger. What makes it start over: ``follow``; sums: ``compute``; terms: ``explai
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from availability.ledger.record import (
 )
 from availability.replica.bootstrap import Progress
 from availability.replica.columns import SAFETY_STOCK, STATE_BITS, STATE_MASK, Column
+from availability.replica.digest import Digest, DigestFigures
 from availability.replica.errors import MemoryReplaced
 from availability.replica.explain import NodeValue, Sheet, Terms, kit_terms
 from availability.replica.follow import Follower, Fork
@@ -108,8 +110,12 @@ class Replica:
         on_progress: Callable[[Progress], None] | None = None,
         on_fork: Callable[[Fork], None] | None = None,
         on_resync: Callable[[str], None] | None = None,
+        cpu_s: Callable[[], float] = time.thread_time,
     ) -> None:
-        """Connect nothing yet. Callbacks run on the following thread: keep them short, let none raise."""
+        """Connect nothing yet. Callbacks run on the following thread: keep them short, let none raise.
+
+        ``cpu_s`` tells the processor time of the calling thread; the digest is measured by it.
+        """
         self._settings = settings
         self._monotonic = monotonic
         self._on_fork = on_fork
@@ -125,12 +131,14 @@ class Replica:
         self._stop = threading.Event()
         self._hurry = threading.Event()  # somebody waits: no pause now
         self._thread: threading.Thread | None = None
+        self._digest = Digest(settings, monotonic, cpu_s)
         self._follower = Follower(
             reader,
             settings,
             _Sink(self),
             monotonic,
             random_source,
+            self._digest,
             progress=on_progress or _nothing,
             stopped=self._stop.is_set,
         )
@@ -187,6 +195,16 @@ class Replica:
     def not_ready_reason(self) -> str:
         """Return why not, in a sentence; empty when ready."""
         return self._reason
+
+    @property
+    def digest(self) -> DigestFigures:
+        """What the rolling digest has compared so far."""
+        return self._digest.figures
+
+    def digest_age_s(self) -> float:
+        """Return the seconds since everything had been compared once; infinite before."""
+        walked_at = self._digest.figures.walked_at
+        return float("inf") if walked_at is None else self._monotonic() - walked_at
 
     def freshness_ms(self) -> int:
         """Return the age of the last proof that memory held the whole log."""

@@ -13,18 +13,22 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from msgspec import structs
 
 from availability.domain.formula import Ints
 from availability.domain.version import ZERO, Version
 from availability.ledger.reader import PolicyState, SkuState
 from availability.ledger.record import (
     BODIES,
+    ChannelState,
     DeltasBody,
     Entry,
     FeedBody,
+    FeedState,
     FenceState,
     Kind,
     KitState,
+    NodeState,
     OverrideState,
     PolicyBody,
     PositionChange,
@@ -76,6 +80,10 @@ class SkuFigures:
     overrides: tuple[tuple[str, int, int, int, tuple[str, ...]], ...]
     stops: tuple[str, ...]
     fences: tuple[tuple[str, int, str], ...]
+
+
+PolicyFigures = Mapping[tuple[str, ...], object]
+"""What must be equal of everything that is not kept per sku: (what, its names) → what decides."""
 
 
 class Numbers(dict[str, int]):
@@ -289,6 +297,26 @@ class State:
             _fence_figures(self.fences.by_sku.get(number, ())),
         )
 
+    def policy_figures(self) -> PolicyFigures:
+        """Return the policies in memory, to be compared with the ledger's."""
+        policies = self.policies
+        channels = policies.channels.values()
+        stops = [channel.stop for channel in channels if channel.stop is not None]
+        return _policy_figures(
+            [node for node in policies.nodes.states if node is not None],
+            [channel.state for channel in channels if channel.declared],
+            stops,
+            list(policies.kits.by_sku.values()),
+            list(policies.nodes.feeds.values()),
+        )
+
+    def wrong_answer(self, numbers: Sequence[int]) -> str | None:
+        """Compute the answers of some skus anew; return one that is not what is shown, or None."""
+        moved = Moved(skus=set(numbers))
+        for update in self._recomputed(moved, self.policies, None, {}) if numbers else ():
+            return self.names[int(update.skus[0])]
+        return None
+
     def spread(self, sku: str) -> tuple[Rows, FencesOfSku]:
         """Copy out what an answer about one sku is made of."""
         number = self.numbers.get(sku)
@@ -486,6 +514,33 @@ def _fold_body(record: Record, changes: Changes) -> PolicyBody | None:
         feed: FeedBody = decode_body(record)
         changes.add_silence(feed.source, feed.node, feed.stale)
     return None
+
+
+def policy_figures(policies: PolicyState) -> PolicyFigures:
+    """Return the ledger's policies, in the form of State.policy_figures."""
+    return _policy_figures(policies.nodes, policies.channels, policies.stops, policies.kits, policies.feeds)
+
+
+def _policy_figures(
+    nodes: Sequence[NodeState],
+    channels: Sequence[ChannelState],
+    stops: Sequence[StopState],
+    kits: Sequence[KitState],
+    feeds: Sequence[FeedState],
+) -> PolicyFigures:
+    """Take what decides; who set it and when are in the log."""
+    figures: dict[tuple[str, ...], object] = {}
+    figures.update({("node", node.node): (node.state, node.safety_stock) for node in nodes})
+    for channel in channels:
+        figures["channel", channel.channel] = structs.replace(
+            channel, version="", author="", reason="", clock_ms=0
+        )
+    figures.update({("stop", stop.channel): stop.until_ms for stop in stops if stop.blocked})
+    figures.update({("kit", kit.kit_sku): kit.flat for kit in kits if kit.flat})
+    for feed in feeds:
+        if feed.interval_ms:
+            figures["feed", feed.source, feed.node] = (feed.interval_ms, feed.grace_ms, feed.stale)
+    return figures
 
 
 def sku_figures(sku: SkuState) -> SkuFigures:
