@@ -170,7 +170,7 @@ def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[R
             time.monotonic,
             random.Random(),
             on_fork=lambda fork: _LOG.error("history_lost", reason=fork.reason, seen=str(fork.seen)),
-            on_resync=lambda reason: _LOG.warning("memory_read_anew", reason=reason),
+            on_resync=lambda reason: _LOG.info("memory_read", reason=reason),
         )
         upkeep = Upkeep(
             ledger,
