@@ -548,9 +548,12 @@ class LedgerMachine(RuleBasedStateMachine):
         if fits:
             units = min(units, max(0, self.model.terms(name, sku).pool))
         over = units > max(0, self.model.terms(name, sku).pool)
-        for one in filter(None, (self.service, self.model)):
+        calls: list[Callable[[str, str, int], None]] = [self.model.set_fence]
+        if self.service:
+            calls.append(self.service.set_fence)
+        for set_fence in calls:
             with pytest.raises(Refusal, match="FENCE_OVER_POOL") if over else nullcontext():
-                one.set_fence(name, sku, units)
+                set_fence(name, sku, units)
         self.compare()
 
     @rule(channel=st.sampled_from(["", "web"]), number=skus, blocked=st.sampled_from([False, False, True]))
