@@ -38,4 +38,7 @@ KIT_COMPONENTS_MAX = 100
 KIT_UNITS_MAX = 1_000_000
 """Units of a component in one kit, as set."""
 
+EXPLODED_LINES_MAX = 2_000
+"""Lines of a basket with kits once they are exploded; functions/10_reservations.lua holds grants to it."""
+
 REQUEST_ID_WINDOW_MS = 24 * 3_600_000

@@ -61,15 +61,16 @@ class Kits:
         by_sku = {**self.by_sku, **changes}
         return Kits.of({number: kit for number, kit in by_sku.items() if kit.flat}, number_of)
 
-    def made_of(self, skus: Ints) -> Ints:
-        """Return the kits that have one of some skus as a part, sorted."""
+    def near(self, skus: Ints) -> Ints:
+        """Return the kits among some skus and those that have one of them as a part, sorted."""
         first = np.searchsorted(self.sorted_parts, skus)
-        hit = contains(self.sorted_parts, skus, first)
-        if not hit.any():
-            return skus[:0]
-        first = first[hit]
-        rows, _ = ranges(first, np.searchsorted(self.sorted_parts, skus[hit], side="right") - first)
-        return np.unique(self.using[rows])
+        part = contains(self.sorted_parts, skus, first)
+        own = skus[contains(self.skus, skus)]
+        if not part.any():
+            return own
+        first = first[part]
+        rows, _ = ranges(first, np.searchsorted(self.sorted_parts, skus[part], side="right") - first)
+        return np.unique(np.concatenate((own, self.using[rows])))
 
     def recipes_of(self, skus: Ints) -> Recipes:
         """Return the recipes of some kits, given sorted."""

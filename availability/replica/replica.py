@@ -23,6 +23,7 @@ import numpy as np
 
 from availability.domain.errors import Reason, ServiceError
 from availability.domain.formula import Ints
+from availability.domain.limits import EXPLODED_LINES_MAX
 from availability.domain.version import Version
 from availability.ledger.reader import LedgerReader
 from availability.ledger.record import (
@@ -254,7 +255,7 @@ class Replica:
         """Judge what somebody wants of several skus (each named once) together, as a reservation would.
 
         Kits are exploded and what they need of a sku is added to what others need of it. Raises ServiceError
-        UNKNOWN_CHANNEL.
+        UNKNOWN_CHANNEL, BATCH_TOO_LARGE for kits with more than EXPLODED_LINES_MAX parts together.
         """
         with self._lock:
             state = self._state
@@ -264,6 +265,13 @@ class Replica:
             needs = [
                 [(sku, 1)] if kit is None else kit.flat for (sku, _), kit in zip(wanted, kits, strict=True)
             ]
+            exploded = sum(map(len, needs)) if any(kits) else 0
+            if exploded > EXPLODED_LINES_MAX:
+                raise ServiceError(
+                    Reason.BATCH_TOO_LARGE,
+                    "the kits of this request have too many components together",
+                    limit=str(EXPLODED_LINES_MAX),
+                )
             named = {sku for sku, _ in wanted}.union(part for need in needs for part, _ in need)
             packed = {sku: column.view[state.numbers[sku]] for sku in named}
             numbers = {sku: state.numbers[sku] for sku in named}

@@ -424,10 +424,12 @@ class State:
         if touched.size:
             updates += self._answers(touched, policies, columns, plan, fences)
         if policies.kits.skus.size:
-            every = {id(column) for _, column in whole}
-            for channel, column in columns:
-                kits = policies.kits.skus if id(column) in every else None
-                updates += _kit_answers(kits, touched, policies, channel, column, updates)
+            near = policies.kits.near(touched)
+            if near.size:
+                every = {id(column) for _, column in whole}
+                rest_of = [pair for pair in columns if id(pair[1]) not in every]
+                updates += _kit_answers(near, policies, rest_of, updates)
+            updates += _kit_answers(policies.kits.skus, policies, whole, updates)
         return updates
 
     def _answers(
@@ -473,27 +475,17 @@ class State:
 
 
 def _kit_answers(
-    kits: Ints | None,
-    touched: Ints,
-    policies: Policies,
-    channel: Channel,
-    column: Column,
-    updates: Sequence[Update],
+    kits: Ints, policies: Policies, columns: list[tuple[Channel, Column]], updates: Sequence[Update]
 ) -> list[Update]:
-    """Compute one channel's answers of some kits (None: those that were touched or of which a part moved)."""
-    newer = [(update.skus, update.packed) for update in updates if update.column is column]
-    if kits is None:
-        if not newer and not touched.size:
-            return []
-        own = touched[contains(policies.kits.skus, touched)]
-        kits = np.unique(np.concatenate([own, *(policies.kits.made_of(skus) for skus, _ in newer)]))
-    if not kits.size:
-        return []
-    packed = packed_kits(kits, policies, channel, overlaid(column.packed, newer))
-    differs = packed != column.packed[kits]
-    if not differs.any():
-        return []
-    return [Update(column=column, skus=kits[differs], packed=packed[differs])]
+    """Compute the answers of some kits from those of their parts, of which ``updates`` are not written yet."""
+    found = []
+    for channel, column in columns:
+        newer = [(update.skus, update.packed) for update in updates if update.column is column]
+        packed = packed_kits(kits, policies, channel, overlaid(column.packed, newer))
+        differs = packed != column.packed[kits]
+        if differs.any():
+            found.append(Update(column=column, skus=kits[differs], packed=packed[differs]))
+    return found
 
 
 def _fold_body(record: Record, changes: Changes) -> PolicyBody | None:
