@@ -295,7 +295,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def service(*, strict: bool = False) -> Iterator[Server]:
+def service(*, strict: bool = False, workers: int = 1) -> Iterator[Server]:
     """Run the product as an operator would: tokens, metrics and admission on, a Redis of its own.
 
     ``strict`` has Redis write to disk before it answers (profile single-strict); else every second.
@@ -315,7 +315,7 @@ def service(*, strict: bool = False) -> Iterator[Server]:
             environment["AVAIL_REDIS__PROFILE"] = "single-strict"
         command = [
             *("-m", "availability", "serve", "--embedded", "--listen", "127.0.0.1:0"),
-            *("--data-dir", str(Path(folder) / "data")),
+            *("--data-dir", str(Path(folder) / "data"), "--workers", str(workers)),
         ]
         with _child(command, Path(folder), environment) as ready:
             redis = redis_py.Redis.from_url(ready["redis"])

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -69,21 +70,24 @@ def _serve(connection: Connection) -> None:
 
 # --- In the child -----------------------------------------------------------------------------------------
 
-_channels: dict[str, grpc.Channel] = {}
+_channels: dict[tuple[str, int], grpc.Channel] = {}
 
 
-def channel(address: str) -> grpc.Channel:
-    """Return this process's connection to a server."""
-    if address not in _channels:
-        _channels[address] = grpc.insecure_channel(
-            address, options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
-        )
-    return _channels[address]
+def channel(address: str, connection: int = 0) -> grpc.Channel:
+    """Return this process's connection of a number to a server."""
+    key = (address, connection)
+    if key not in _channels:
+        options = [
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.use_local_subchannel_pool", 1),  # else channels of one address share a connection
+        ]
+        _channels[key] = grpc.insecure_channel(address, options=options)
+    return _channels[key]
 
 
-def unary(address: str, path: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+def unary(address: str, path: str, connection: int = 0) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
     """Return a method that takes and gives bytes."""
-    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel(address).unary_unary(
+    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel(address, connection).unary_unary(
         path,
         _registered_method=True,  # type: ignore[call-arg]  # as generated stubs do
     )
@@ -96,13 +100,20 @@ def metadata(token: str) -> tuple[tuple[str, str], ...]:
 
 
 def closed_loop(
-    address: str, path: str, token: str, requests: Sequence[bytes], once: bool, seconds: float, in_flight: int
+    address: str,
+    path: str,
+    token: str,
+    requests: Sequence[bytes],
+    once: bool,
+    seconds: float,
+    in_flight: int,
+    connection: int = 0,
 ) -> tuple[float, int, int]:
     """Keep calls in flight; return answers a second, how many in all, and how many calls were shed.
 
     ``once``: send no request twice.
     """
-    call = unary(address, path)
+    call = unary(address, path, connection)
     headers = metadata(token)
     waiting = deque(requests)
     done = shed = 0
@@ -153,3 +164,25 @@ def closed_loop(
     if ran_out:
         raise RuntimeError("the prepared requests ran out")
     return (after - before) / (finished - began), done, shed
+
+
+def spread_loop(
+    address: str,
+    path: str,
+    token: str,
+    requests: Sequence[bytes],
+    once: bool,
+    seconds: float,
+    in_flight: int,
+    connections: int,
+) -> tuple[float, int, int]:
+    """Do what `closed_loop` does over several connections, which workers on one port share; return the sums."""
+    shares = [requests[number::connections] for number in range(connections)]
+    each = in_flight // connections
+    with ThreadPoolExecutor(connections) as pool:
+        ran = [
+            pool.submit(closed_loop, address, path, token, share, once, seconds, each, number)
+            for number, share in enumerate(shares)
+        ]
+        results = [future.result() for future in ran]
+    return sum(r[0] for r in results), sum(r[1] for r in results), sum(r[2] for r in results)

@@ -34,9 +34,9 @@ BATCH_IN_FLIGHT = 8
 
 
 @contextmanager
-def filled_service(*, strict: bool = False) -> Iterator[Server]:
+def filled_service(*, strict: bool = False, workers: int = 1) -> Iterator[Server]:
     """Run the service with stock in it."""
-    with service(strict=strict) as server:
+    with service(strict=strict, workers=workers) as server:
         ledger = open_ledger(server.redis)
         try:
             fill(ledger)
