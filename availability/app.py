@@ -21,6 +21,7 @@ import structlog
 from pydantic import SecretStr
 
 from availability.config import RedisSettings, Settings
+from availability.domain.exceptions import ExceptionCategory, ExceptionSeverity
 from availability.ledger.commit_queue import QueueSettings
 from availability.ledger.connection import ConnectionSettings
 from availability.ledger.embedded import EmbeddedError, EmbeddedRedis
@@ -43,10 +44,13 @@ from availability.service.auth import (
 )
 from availability.service.availability_handlers import AvailabilityHandlers
 from availability.service.delta_calls import DeltaSender
+from availability.service.exception_book import ExceptionBook
+from availability.service.exception_handlers import ExceptionHandlers
 from availability.service.explain import Explainer
 from availability.service.freshness import Freshness
 from availability.service.grpc_adapter import GrpcServer, ServerOptions
 from availability.service.health import Health, service_checks
+from availability.service.inspector import Inspector, InspectorSettings
 from availability.service.ledger_calls import DURABILITIES, ledger_failures
 from availability.service.policy_handlers import PolicyHandlers
 from availability.service.pool import LendingPool
@@ -184,8 +188,23 @@ def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[R
         upkeep.start()
         stack.callback(upkeep.stop)
         _wait_until_ready(replica, settings.reads.max_staleness_ms)
+        telemetry.exceptions.name(
+            {int(category): category.name.lower() for category in ExceptionCategory},
+            {int(severity): severity.name.lower() for severity in ExceptionSeverity},
+        )
+        book = ExceptionBook(ledger)
+        inspector = Inspector(
+            ledger,
+            replica,
+            book,
+            inspector_settings(settings),
+            time.monotonic,
+            publish=telemetry.exceptions.publish,
+        )
+        inspector.start()
+        stack.callback(inspector.stop)
         server, pool = _grpc_server(
-            settings, ledger, replica, telemetry, authenticator, credentials, reuse_port=reuse_port
+            settings, ledger, replica, book, telemetry, authenticator, credentials, reuse_port=reuse_port
         )
         stack.callback(pool.shutdown, wait=False)
         stop_metrics = start_metrics_listener(settings.metrics.listen, telemetry.registry)
@@ -300,6 +319,22 @@ def ledger_settings(settings: Settings) -> LedgerSettings:
     )
 
 
+def inspector_settings(settings: Settings) -> InspectorSettings:
+    """Return what the inspector needs of the settings."""
+    own = settings.exceptions
+    return InspectorSettings(
+        interval_ms=own.interval_ms,
+        resolve_after_ms=own.resolve_after_s * 1000,
+        change_ms=own.change_interval_s * 1000,
+        seen_ms=own.seen_interval_s * 1000,
+        keep_ms=own.resolved_kept_hours * 3_600_000,
+        parked_ms=own.parked_after_s * 1000,
+        order_unconfirmed_ms=own.order_unconfirmed_minutes * 60_000,
+        open_max=own.open_max,
+        max_staleness_ms=settings.reads.max_staleness_ms,
+    )
+
+
 def preflight(settings: Settings) -> None:
     """Raise StartRefused for a Redis that cannot be trusted with a ledger."""
     redis = settings.redis
@@ -348,6 +383,7 @@ def _grpc_server(
     settings: Settings,
     ledger: Ledger,
     replica: Replica,
+    book: ExceptionBook,
     telemetry: Telemetry,
     authenticator: Authenticator,
     credentials: grpc.ServerCredentials | None,
@@ -399,6 +435,7 @@ def _grpc_server(
             unacked_batches_max=limits.unacked_batches_max,
         ),
         "PolicyService": PolicyHandlers(ledger, replica, freshness, durability=durability),
+        "ExceptionService": ExceptionHandlers(ledger, replica, book),
     }
 
     def channel_of(reservation_id: str) -> str | None:
@@ -420,7 +457,11 @@ def _grpc_server(
             default_deadline_ms=limits.default_deadline_ms,
             deadline_ms_max=limits.deadline_ms_max,
             calls_max=limits.calls_max,
-            streams_max={"WatchAvailability": limits.watchers_max, "StreamDeltas": limits.delta_streams_max},
+            streams_max={
+                "WatchAvailability": limits.watchers_max,
+                "StreamDeltas": limits.delta_streams_max,
+                "WatchExceptions": limits.watchers_max,
+            },
             message_bytes_max=limits.message_bytes_max,
             reuse_port=reuse_port,
             reflection=settings.reflection,

@@ -1,6 +1,6 @@
 """Call the service from Python: typed, with deadlines, request ids and bounded retries.
 
-``Client`` wraps the four generated stubs. Every call has a total deadline; UNAVAILABLE and shed calls are
+``Client`` wraps the five generated stubs. Every call has a total deadline; UNAVAILABLE and shed calls are
 sent again with the same request_id, so that a retry can never take effect twice. A stream of
 deltas is kept going by `delta_sender`. A failure is a ``ClientError`` with the contract's reason (CONTRACT
 section 3).
@@ -28,6 +28,8 @@ from availability.delta_sender import UNACKED_BATCHES, Acked, DeltaCall, DeltaSe
 from availability.domain.uuid7 import UUID7_RANDOM_BYTES, uuid7
 from availability.v1 import availability_pb2 as av
 from availability.v1 import availability_pb2_grpc as av_grpc
+from availability.v1 import exception_pb2 as exc
+from availability.v1 import exception_pb2_grpc as exc_grpc
 from availability.v1 import policy_pb2_grpc as pol_grpc
 from availability.v1 import reservation_pb2 as res
 from availability.v1 import reservation_pb2_grpc as res_grpc
@@ -99,6 +101,7 @@ class Client:
         self.reservations = res_grpc.ReservationServiceStub(self._channel)
         self.stock = stk_grpc.StockServiceStub(self._channel)
         self.policies = pol_grpc.PolicyServiceStub(self._channel)
+        self.exceptions = exc_grpc.ExceptionServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -203,25 +206,46 @@ class Client:
         skus: Sequence[str] = (),
         *,
         resume_version: str = "",
+        thresholds: bool = False,
         opened: Callable[[grpc.Call], None] | None = None,
     ) -> Iterator[av.WatchAvailabilityResponse]:
         """Yield the current values, then each change; every sku where none is named.
 
+        With ``thresholds`` each crossing of the channel's low stock threshold comes too.
+
         Resumes after a lost connection. ``opened`` is given each call as it starts; ``cancel()`` on it ends
         the iterator. Raises ClientError after ``retry.attempts_max`` attempts in a row without a message.
         """
+
+        def start(version: str) -> Any:  # Any: a grpc call that yields messages
+            request = av.WatchAvailabilityRequest(
+                channel=channel,
+                skus=skus,
+                all=not skus,
+                resume_version=version,
+                thresholds=thresholds,
+            )
+            return self.availability.WatchAvailability(request, timeout=WATCH_S, metadata=self._metadata)
+
+        return self._followed(start, resume_version, lambda message: message.as_of.version, opened)
+
+    def _followed(
+        self,
+        start: Callable[[str], Any],  # Any: a grpc call that yields messages
+        resume_version: str,
+        version_of: Callable[[Any], str],  # Any: one of these messages
+        opened: Callable[[grpc.Call], None] | None,
+    ) -> Iterator[Any]:
+        """Yield a stream's messages; start it again where it was after a lost connection."""
         attempt = 0
         while True:
-            request = av.WatchAvailabilityRequest(
-                channel=channel, skus=skus, all=not skus, resume_version=resume_version
-            )
-            call = self.availability.WatchAvailability(request, timeout=WATCH_S, metadata=self._metadata)
+            call = start(resume_version)
             if opened is not None:
                 opened(call)
             try:
                 for message in call:
                     attempt = 0
-                    resume_version = message.as_of.version or resume_version
+                    resume_version = version_of(message) or resume_version
                     yield message
             except grpc.RpcError as error:
                 failure, wait_s = self.read_error(error)
@@ -240,6 +264,49 @@ class Client:
                 self._sleep(self.backoff_s(attempt))
             finally:
                 call.cancel()
+
+    # --- Exceptions -------------------------------------------------------------------------------------
+
+    def list_exceptions(
+        self,
+        *,
+        categories: Sequence[exc.ExceptionCategory.ValueType] = (),
+        state: exc.ExceptionState.ValueType = exc.EXCEPTION_STATE_UNSPECIFIED,
+    ) -> list[exc.Exception]:
+        """Return what is wrong, the most severe first: all pages, of these categories; open ones without ``state``."""
+        found: list[exc.Exception] = []
+        page_token = ""
+        while True:
+            request = exc.ListExceptionsRequest(
+                categories=categories, state=state, page_size=1_000, page_token=page_token
+            )
+            page = self.call(self.exceptions.ListExceptions, request)
+            found += page.exceptions
+            page_token = page.next_page_token
+            if not page_token:
+                return found
+
+    def acknowledge_exception(
+        self, exception_id: str, note: str = "", *, request_id: str = ""
+    ) -> exc.AcknowledgeExceptionResponse:
+        """Say that the caller has an exception in hand."""
+        request = exc.AcknowledgeExceptionRequest(request_id=request_id, exception_id=exception_id, note=note)
+        return self.call(self.exceptions.AcknowledgeException, request)
+
+    def watch_exceptions(
+        self,
+        *,
+        categories: Sequence[exc.ExceptionCategory.ValueType] = (),
+        resume_version: str = "",
+        opened: Callable[[grpc.Call], None] | None = None,
+    ) -> Iterator[exc.WatchExceptionsResponse]:
+        """Yield what is open, then what is opened, changed, acknowledged or resolved; resumes like ``watch``."""
+
+        def start(version: str) -> Any:  # Any: a grpc call that yields messages
+            request = exc.WatchExceptionsRequest(categories=categories, resume_version=version)
+            return self.exceptions.WatchExceptions(request, timeout=WATCH_S, metadata=self._metadata)
+
+        return self._followed(start, resume_version, lambda message: message.version, opened)
 
     # --- Reservations -----------------------------------------------------------------------------------
 

@@ -293,6 +293,48 @@ class RetentionSettings(_Section):
     )
 
 
+class ExceptionSettings(_Section):
+    """What a person must see: when it is one, and how long it stays."""
+
+    interval_ms: int = Field(1_000, ge=50, le=60_000, description="Time between two looks for exceptions.")
+    resolve_after_s: int = Field(
+        10, ge=0, le=3_600, description="An exception is over when its cause stayed away for so long."
+    )
+    change_interval_s: int = Field(
+        10, ge=0, le=3_600, description="Least time between two changes of one exception's figures."
+    )
+    seen_interval_s: int = Field(
+        30, ge=1, le=3_600, description="How exact the time is at which an exception was last seen."
+    )
+    parked_after_s: int = Field(
+        30, ge=0, le=86_400, description="A stream that waits for a number for so long is an exception."
+    )
+    order_unconfirmed_minutes: int = Field(
+        60,
+        ge=0,
+        le=43_200,
+        description="An order that only its commit told of, for so long; 0: never an exception.",
+    )
+    resolved_kept_hours: int = Field(24, ge=1, le=720, description="Exceptions that are over, in hours.")
+    open_max: int = Field(
+        10_000,
+        ge=10,
+        le=100_000,
+        description="Exceptions kept at once; the least severe, newest beyond are counted only.",
+    )
+
+
+class WatchSettings(_Section):
+    """Threshold events of watchers: how far above the threshold a sku is back in stock."""
+
+    hysteresis_units: int = Field(
+        0, ge=0, le=1_000_000, description="Units above the channel's low_stock_threshold; or by percent:"
+    )
+    hysteresis_percent: int = Field(
+        20, ge=0, le=1_000, description="Percent of the threshold, rounded up; the larger of both counts."
+    )
+
+
 class DrainSettings(_Section):
     """Leaving."""
 
@@ -351,6 +393,8 @@ class Settings(BaseSettings):
     log: LogSettings = Field(default_factory=LogSettings)
     commit_queue: CommitQueueSettings = Field(default_factory=CommitQueueSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    exceptions: ExceptionSettings = Field(default_factory=ExceptionSettings)
+    watch: WatchSettings = Field(default_factory=WatchSettings)
     drain: DrainSettings = Field(default_factory=DrainSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)

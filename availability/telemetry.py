@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 import numpy as np
@@ -38,6 +38,7 @@ class Telemetry:
         self.calls = CallMetrics(self.registry)
         self.ledger = LedgerMetrics(self.registry)
         self.outcomes = OutcomeMetrics(self.registry)
+        self.exceptions = ExceptionMetrics(self.registry)
         self._gauges = _Gauges(self.registry)
 
     def watch_replica_age(self, age_seconds: Callable[[], float]) -> None:
@@ -233,6 +234,37 @@ class OutcomeMetrics:
         if inc is None:
             inc = self._children[id(counter), label] = counter.labels(label).inc
         inc(count)
+
+
+class ExceptionMetrics:
+    """Open exceptions. Names of categories and severities are the contract's, in lower case."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._open = Gauge(
+            "availability_exceptions_open",
+            "Open and acknowledged exceptions.",
+            ["category", "severity"],
+            registry=registry,
+        )
+        self._left_out = Gauge(
+            "availability_exceptions_left_out",
+            "What is wrong and not kept: reported in the next seconds, or beyond the limit.",
+            ["category"],
+            registry=registry,
+        )
+        self._names: tuple[Mapping[int, str], Mapping[int, str]] = ({}, {})
+
+    def name(self, categories: Mapping[int, str], severities: Mapping[int, str]) -> None:
+        """Say what the numbers mean, once."""
+        self._names = (categories, severities)
+
+    def publish(self, open_ones: Mapping[tuple[int, int], int], left_out: Mapping[int, int]) -> None:
+        """Set all counts: by (category, severity), and by category."""
+        categories, severities = self._names
+        for category, name in categories.items():
+            self._left_out.labels(name).set(left_out.get(category, 0))
+            for severity, word in severities.items():
+                self._open.labels(name, word).set(open_ones.get((category, severity), 0))
 
 
 class _Gauges:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from availability.cli import policy, reads, server, token, writes
+from availability.cli import exceptions, policy, reads, server, token, writes
 from availability.cli.errors import EXIT_OTHER, EXIT_USAGE, Told, told
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.add_typer(token.app, name="token", rich_help_panel="Server")
 app.command("get", rich_help_panel="Reading")(reads.get)
 app.command("explain", rich_help_panel="Reading")(reads.explain)
 app.command("watch", rich_help_panel="Reading")(reads.watch)
+app.add_typer(exceptions.app, name="exceptions", rich_help_panel="Reading")
 app.command("reserve", rich_help_panel="Checkout")(writes.reserve)
 app.command("commit", rich_help_panel="Checkout")(writes.commit)
 app.command("release", rich_help_panel="Checkout")(writes.release)

@@ -174,6 +174,8 @@ class Changes:
     """Nodes that positions name; numbered even before they are declared."""
     seen_channels: set[str] = field(default_factory=set)
     """Channels that have a ring-fence; one without a policy gets answers of its own."""
+    uncovered: set[str] = field(default_factory=set)
+    """Skus of which an order fact promised more than anything covered; no policy, told on the way."""
 
     def __bool__(self) -> bool:
         return bool(

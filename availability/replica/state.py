@@ -68,6 +68,7 @@ class Prepared:
     policies: Policies
     updates: Sequence[Update]
     opened: dict[str, Column]
+    uncovered: set[str]
     epochs: Sequence[tuple[int, int, int]]
     """(epoch, seq, how many-th record of the batch) of each epoch's first record."""
 
@@ -117,6 +118,10 @@ class State:
         """What every channel without a policy shows, under auto_create."""
         self.columns: dict[str, Column] = {}
         """Channel → column, those that share one included. Changed under the readers' lock only."""
+        self.touched: list[Ints] | None = None
+        """Skus whose positions changed, a piece a batch, where ``anomalies`` wants them; it takes them away."""
+        self.uncovered: set[str] = set()
+        """As in ``Changes``, with ``touched``."""
         self._epochs: list[tuple[int, int, int]] = []
 
     # --- Filling, before anybody reads -------------------------------------------------------------------
@@ -241,6 +246,7 @@ class State:
             policies=policies,
             updates=self._recomputed(moved, policies, plan, fences.by_sku, opened),
             opened=opened,
+            uncovered=changes.uncovered,
             epochs=epochs,
         )
 
@@ -251,6 +257,9 @@ class State:
         self.counter += prepared.records
         if prepared.plan is not None:
             self.positions.commit(prepared.plan)
+            if self.touched is not None:
+                self.touched.append(prepared.plan.rows.skus)
+                self.uncovered |= prepared.uncovered
         self.fences.commit(prepared.fences)
         self.policies = prepared.policies
         self.own.update(prepared.opened)
@@ -502,6 +511,7 @@ def _fold_body(record: Record, changes: Changes) -> PolicyBody | None:
     if record.kind == Kind.DELTAS:
         deltas: DeltasBody = decode_body(record)
         changes.add_nodes(deltas.declared)
+        changes.uncovered.update(sku for sku, _ in deltas.oversold)
     elif record.kind == Kind.FEED:
         feed: FeedBody = decode_body(record)
         changes.add_silence(feed.source, feed.node, feed.stale)

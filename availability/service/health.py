@@ -32,6 +32,7 @@ def service_checks(
         f"{package}.ReservationService": ledger_is_reachable,
         f"{package}.StockService": ledger_is_reachable,
         f"{package}.PolicyService": ledger_is_reachable,
+        f"{package}.ExceptionService": ledger_is_reachable,
     }
 
 

@@ -94,6 +94,11 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
     ),
     "RESERVATION_NOT_ACTIVE": (Reason.RESERVATION_NOT_ACTIVE, "the reservation has ended"),
     "RESERVATION_EXPIRED": (Reason.RESERVATION_EXPIRED, "the reservation has expired"),
+    "EXCEPTION_NOT_FOUND": (
+        Reason.EXCEPTION_NOT_FOUND,
+        "no such exception, or it was resolved too long ago to be known",
+    ),
+    "EXCEPTION_RESOLVED": (Reason.EXCEPTION_RESOLVED, "its cause is gone: there is nothing to take in hand"),
     "STREAM_NOT_FOUND": (Reason.STREAM_NOT_FOUND, "no such stream"),
     "ORDER_REF_REQUIRED": (Reason.INVALID_REQUEST, "order_ref is required: the reservation carries none"),
     "ORDER_CLOSED": (Reason.INVALID_REQUEST, "this order was closed long ago"),

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, Service
 
 from availability.service.admission import CallClass
 from availability.service.auth import Scope
-from availability.v1 import availability_pb2, policy_pb2, reservation_pb2, stock_pb2
+from availability.v1 import availability_pb2, exception_pb2, policy_pb2, reservation_pb2, stock_pb2
 
 PACKAGE = "availability.v1"
 CONTRACT_FILES: tuple[FileDescriptor, ...] = (
@@ -22,6 +22,7 @@ CONTRACT_FILES: tuple[FileDescriptor, ...] = (
     reservation_pb2.DESCRIPTOR,
     stock_pb2.DESCRIPTOR,
     policy_pb2.DESCRIPTOR,
+    exception_pb2.DESCRIPTOR,
 )
 
 
@@ -115,6 +116,15 @@ RPCS: tuple[Rpc, ...] = (
         SetKit=CallClass.ADMIN,
         GetPolicy=CallClass.ADMIN,
         ListPolicies=CallClass.ADMIN,
+    ),
+    *_rpcs("ExceptionService", Scope.READ, ListExceptions=CallClass.READ),
+    *_rpcs("ExceptionService", Scope.ADMIN, AcknowledgeException=CallClass.ADMIN),
+    Rpc(
+        service="ExceptionService",
+        method="WatchExceptions",
+        scope=Scope.READ,
+        call_class=CallClass.READ,
+        server_streams=True,
     ),
 )
 

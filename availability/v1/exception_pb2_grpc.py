@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from availability.v1 import exception_pb2 as availability_dot_v1_dot_exception__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -22,3 +23,167 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
+
+
+class ExceptionServiceStub:
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListExceptions = channel.unary_unary(
+                '/availability.v1.ExceptionService/ListExceptions',
+                request_serializer=availability_dot_v1_dot_exception__pb2.ListExceptionsRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_exception__pb2.ListExceptionsResponse.FromString,
+                _registered_method=True)
+        self.AcknowledgeException = channel.unary_unary(
+                '/availability.v1.ExceptionService/AcknowledgeException',
+                request_serializer=availability_dot_v1_dot_exception__pb2.AcknowledgeExceptionRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_exception__pb2.AcknowledgeExceptionResponse.FromString,
+                _registered_method=True)
+        self.WatchExceptions = channel.unary_stream(
+                '/availability.v1.ExceptionService/WatchExceptions',
+                request_serializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsResponse.FromString,
+                _registered_method=True)
+
+
+class ExceptionServiceServicer:
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand.
+    """
+
+    def ListExceptions(self, request, context):
+        """ListExceptions returns what is wrong now. Errors: INVALID_REQUEST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeException(self, request, context):
+        """AcknowledgeException says that the caller has an exception in hand. Errors: EXCEPTION_NOT_FOUND, EXCEPTION_RESOLVED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchExceptions(self, request, context):
+        """WatchExceptions streams what is open, then each change; it can be resumed. Errors: VERSION_LOST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ExceptionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListExceptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExceptions,
+                    request_deserializer=availability_dot_v1_dot_exception__pb2.ListExceptionsRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_exception__pb2.ListExceptionsResponse.SerializeToString,
+            ),
+            'AcknowledgeException': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeException,
+                    request_deserializer=availability_dot_v1_dot_exception__pb2.AcknowledgeExceptionRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_exception__pb2.AcknowledgeExceptionResponse.SerializeToString,
+            ),
+            'WatchExceptions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchExceptions,
+                    request_deserializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'availability.v1.ExceptionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('availability.v1.ExceptionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ExceptionService:
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand.
+    """
+
+    @staticmethod
+    def ListExceptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.ExceptionService/ListExceptions',
+            availability_dot_v1_dot_exception__pb2.ListExceptionsRequest.SerializeToString,
+            availability_dot_v1_dot_exception__pb2.ListExceptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeException(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.ExceptionService/AcknowledgeException',
+            availability_dot_v1_dot_exception__pb2.AcknowledgeExceptionRequest.SerializeToString,
+            availability_dot_v1_dot_exception__pb2.AcknowledgeExceptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchExceptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/availability.v1.ExceptionService/WatchExceptions',
+            availability_dot_v1_dot_exception__pb2.WatchExceptionsRequest.SerializeToString,
+            availability_dot_v1_dot_exception__pb2.WatchExceptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -3,11 +3,18 @@
 isort:skip_file
 Exceptions: what a person must see. One enum of categories for the whole product."""
 
+from availability.v1 import exception_pb2 as _exception_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
+import sys
 import typing as _typing
+
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
 _T = _typing.TypeVar("_T")
 
@@ -18,3 +25,58 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
+
+class ExceptionServiceStub:
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ExceptionServiceAsyncStub: ...
+    ListExceptions: _grpc.UnaryUnaryMultiCallable[_exception_pb2.ListExceptionsRequest, _exception_pb2.ListExceptionsResponse]
+    """ListExceptions returns what is wrong now. Errors: INVALID_REQUEST."""
+    AcknowledgeException: _grpc.UnaryUnaryMultiCallable[_exception_pb2.AcknowledgeExceptionRequest, _exception_pb2.AcknowledgeExceptionResponse]
+    """AcknowledgeException says that the caller has an exception in hand. Errors: EXCEPTION_NOT_FOUND, EXCEPTION_RESOLVED."""
+    WatchExceptions: _grpc.UnaryStreamMultiCallable[_exception_pb2.WatchExceptionsRequest, _exception_pb2.WatchExceptionsResponse]
+    """WatchExceptions streams what is open, then each change; it can be resumed. Errors: VERSION_LOST."""
+
+@_typing.type_check_only
+class ExceptionServiceAsyncStub(ExceptionServiceStub):
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListExceptions: _aio.UnaryUnaryMultiCallable[_exception_pb2.ListExceptionsRequest, _exception_pb2.ListExceptionsResponse]  # type: ignore[assignment]
+    """ListExceptions returns what is wrong now. Errors: INVALID_REQUEST."""
+    AcknowledgeException: _aio.UnaryUnaryMultiCallable[_exception_pb2.AcknowledgeExceptionRequest, _exception_pb2.AcknowledgeExceptionResponse]  # type: ignore[assignment]
+    """AcknowledgeException says that the caller has an exception in hand. Errors: EXCEPTION_NOT_FOUND, EXCEPTION_RESOLVED."""
+    WatchExceptions: _aio.UnaryStreamMultiCallable[_exception_pb2.WatchExceptionsRequest, _exception_pb2.WatchExceptionsResponse]  # type: ignore[assignment]
+    """WatchExceptions streams what is open, then each change; it can be resumed. Errors: VERSION_LOST."""
+
+class ExceptionServiceServicer(metaclass=_abc_1.ABCMeta):
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand."""
+
+    @_abc_1.abstractmethod
+    def ListExceptions(
+        self,
+        request: _exception_pb2.ListExceptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exception_pb2.ListExceptionsResponse, _abc.Awaitable[_exception_pb2.ListExceptionsResponse]]:
+        """ListExceptions returns what is wrong now. Errors: INVALID_REQUEST."""
+
+    @_abc_1.abstractmethod
+    def AcknowledgeException(
+        self,
+        request: _exception_pb2.AcknowledgeExceptionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exception_pb2.AcknowledgeExceptionResponse, _abc.Awaitable[_exception_pb2.AcknowledgeExceptionResponse]]:
+        """AcknowledgeException says that the caller has an exception in hand. Errors: EXCEPTION_NOT_FOUND, EXCEPTION_RESOLVED."""
+
+    @_abc_1.abstractmethod
+    def WatchExceptions(
+        self,
+        request: _exception_pb2.WatchExceptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_exception_pb2.WatchExceptionsResponse], _abc.AsyncIterator[_exception_pb2.WatchExceptionsResponse]]:
+        """WatchExceptions streams what is open, then each change; it can be resumed. Errors: VERSION_LOST."""
+
+def add_ExceptionServiceServicer_to_server(servicer: ExceptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
