@@ -152,7 +152,6 @@ def test_a_stream_from_nowhere_is_refused(server: Server, version: str, reason: 
         request = exc.WatchExceptionsRequest(resume_version=version)
         with pytest.raises(grpc.RpcError) as caught:
             next(ExceptionServiceStub(channel).WatchExceptions(request, timeout=WAIT_S))
-    from tests.wire import refusal_of
 
     assert refusal_of(caught.value).reason == reason
 
@@ -162,7 +161,12 @@ def test_what_is_over_cannot_be_taken_in_hand(desk: Client, client: Service, nam
     lose(client, names, "a")
     (one,) = wait_for(desk, names, 1)
     delta = Delta(
-        type=type="RECEIPT", sku=names.sku("a"), node=names.node(), quantity=1, source="erp", event_id=names.id("back")
+        type="RECEIPT",
+        sku=names.sku("a"),
+        node=names.node(),
+        quantity=1,
+        source="erp",
+        event_id=names.id("back"),
     )
     assert client.apply_delta(delta)[0] == "APPLIED"
     until = time.monotonic() + 2 * WAIT_S

@@ -304,7 +304,7 @@ class Inspector:
     def _at_risk(self, candidate: Candidate) -> list[AtRisk]:
         if candidate.order is not None:
             source, ref = candidate.order
-            _, _, skus = self._ledger.order(source, ref)
+            skus = self._ledger.order(source, ref)[2]
             risks = [
                 AtRisk(source, ref, "", sku, node, units)
                 for sku, state in skus
