@@ -22,6 +22,7 @@ LUA = "availability/ledger/functions/"
 TESTS = (
     "tests/test_formula.py",
     "tests/test_order_cancel.py",
+    "tests/test_fences.py",
     "tests/test_state_machine.py",
     "tests/test_baskets.py",
     "tests/test_linearizability.py",
@@ -53,6 +54,9 @@ BUGS = (
     Bug("an older word overwrites a later one", LUA + "11_deltas.lua", "if l[4] and not Orders.key_less(l[4], key) then", "if false then"),
     Bug("a cancel leaves the order's holds", LUA + "11_deltas.lua", "    release_holds(ctx, txn, order, nil)\n", ""),
     Bug("a release gives back in sourcing order", LUA + "07_sourcing.lua", "for i = #sources, 1, -1 do", "for i = 1, #sources do"),
+    Bug("units go back to a newer fence", LUA + "07_sourcing_fences.lua", "if not fence or fence[GENERATION] ~= line[LINE_GENERATION] then", "if not fence then"),
+    Bug("a fence bites who shares no node with it", LUA + "07_sourcing_fences.lua", "if shared then", "if true then"),
+    Bug("fenced units go back first", LUA + "07_sourcing_fences.lua", "min(taken, stays)", "max(0, taken - stays)"),
     Bug("numpy: percent buffer rounds down", "availability/domain/formula.py", "-(-percent * sums(np.where(counted, gives, 0), offsets) // 100)", "percent * sums(np.where(counted, gives, 0), offsets) // 100"),
     Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
 )  # fmt: skip

@@ -458,6 +458,18 @@ def test_a_fence_over_the_pool_is_refused(server: Server, names: Names) -> None:
     assert refused.value.reason == "FENCE_OVER_POOL"
 
 
+def test_a_kit_has_no_fence(lab: Lab) -> None:
+    """Units are fenced where they are: a kit has none of its own."""
+    stocked(lab, n1=4)
+    assert lab.policy("k", "kit", ["box", [["tea", 2]]]).status == "OK"
+    assert fence(lab, "a", "shop", "box", 1) == "KIT_SKU"
+    assert fence(lab, "b", "shop", "tea", 4) == "OK"
+    assert grantable(lab, "c", "shop", "box") == 2
+    assert grantable(lab, "d", "web", "box") == 0
+    assert lab.reserve("e", [("box", 1)], channel="shop").lines[0].fenced == 2
+    assert left_of(lab, "tea") == {"shop": 2}
+
+
 def test_a_channel_without_a_policy_has_no_fence(lab: Lab) -> None:
     """Where channels must be declared, a fence of an unknown one is refused."""
     stocked(lab, n1=4)
