@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from availability.cli import exceptions, policy, reads, server, token, writes
+from availability.cli import exceptions, policy, policy_files, reads, server, token, writes
 from availability.cli.errors import EXIT_OTHER, EXIT_USAGE, Told, told
 
 app = typer.Typer(
@@ -52,6 +52,9 @@ app.command("reserve", rich_help_panel="Checkout")(writes.reserve)
 app.command("commit", rich_help_panel="Checkout")(writes.commit)
 app.command("release", rich_help_panel="Checkout")(writes.release)
 app.command("adjust", rich_help_panel="Stock and policy")(writes.adjust)
+policy.app.command("export")(policy_files.export_file)
+policy.app.command("diff")(policy_files.diff_file)
+policy.app.command("import")(policy_files.import_file)
 app.add_typer(policy.app, name="policy", rich_help_panel="Stock and policy")
 
 
