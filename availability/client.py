@@ -66,7 +66,9 @@ class Client:
     """A connection to one server; safe to share between threads.
 
     ``token`` is sent as a bearer token with every call; without ``tls_ca`` (PEM file) the connection is plain
-    text, which belongs on a loopback interface or behind a proxy that encrypts.
+    text, which belongs on a loopback interface or behind a proxy that encrypts. ``tls_cert`` and ``tls_key`` (PEM
+    files) are what to show to a server that wants a certificate of its clients. Raises ValueError for half a pair, or
+    a pair without ``tls_ca``.
     """
 
     def __init__(
@@ -76,9 +78,15 @@ class Client:
         tls_ca: Path | None = None,
         timeout_s: float = TIMEOUT_S,
         *,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        if (tls_cert is None) != (tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together")
+        if tls_cert is not None and tls_ca is None:
+            raise ValueError("tls_cert needs tls_ca: a certificate is not shown to just anybody")
         self.target = target
         self.timeout_s = timeout_s
         self.retry = retry or Retry()
@@ -95,7 +103,11 @@ class Client:
         if tls_ca is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
-            credentials = grpc.ssl_channel_credentials(tls_ca.read_bytes())
+            credentials = grpc.ssl_channel_credentials(
+                tls_ca.read_bytes(),
+                private_key=tls_key.read_bytes() if tls_key is not None else None,
+                certificate_chain=tls_cert.read_bytes() if tls_cert is not None else None,
+            )
             self._channel = grpc.secure_channel(target, credentials, options)
         self.availability = av_grpc.AvailabilityServiceStub(self._channel)
         self.reservations = res_grpc.ReservationServiceStub(self._channel)

@@ -15,7 +15,7 @@ from availability.cli.root import run
 from availability.v1 import policy_pb2 as pol
 from tests.conftest import serving
 from tests.model import Refusal
-from tests.test_preview import prepared, send, write
+from tests.test_preview import KITS, prepared, send, write
 from tests.wire import Service
 
 
@@ -44,6 +44,8 @@ def change(client: Service, drawn: random.Random, count: int) -> None:
         method, fields = write(drawn)
         if fields.get("channel", "web").startswith("opened"):
             continue  # an override of a channel without a policy is not listed
+        if method == "SetSafetyStock" and fields.get("sku") in KITS:
+            continue  # a sku that has a position never becomes a kit again: there is no way back
         try:
             send(client, method, fields, validate_only=False)
             made += 1

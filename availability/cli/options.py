@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,11 @@ TlsCa = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the names of the API.")]
 Channel = Annotated[str, typer.Option("--channel", "-c", help="Channel.")]
 
+CLIENT_CERTIFICATE: ContextVar[tuple[Path | None, Path | None]] = ContextVar(
+    "client certificate", default=(None, None)
+)
+"""Certificate and key to show to the server: options of the root command, the same for every command."""
+
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -46,8 +52,19 @@ def connect(target: str, token_file: Path | None, tls_ca: Path | None) -> Client
     """Return a client for the shared options."""
     from availability.client import Client, Retry
 
+    cert, key = CLIENT_CERTIFICATE.get()
     token = token_file.read_text().strip() if token_file else os.environ.get(TOKEN_VARIABLE, "").strip()
-    return Client(target, token or None, tls_ca, retry=Retry(attempts_max=ATTEMPTS_MAX))
+    try:
+        return Client(
+            target,
+            token or None,
+            tls_ca,
+            tls_cert=cert,
+            tls_key=key,
+            retry=Retry(attempts_max=ATTEMPTS_MAX),
+        )
+    except ValueError as error:
+        raise usage(str(error)) from None
 
 
 def parse_duration_s(text: str) -> float:

@@ -6,11 +6,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
 from availability.cli import exceptions, policy, policy_files, reads, server, token, writes
 from availability.cli.errors import EXIT_OTHER, EXIT_USAGE, Told, told
+from availability.cli.options import CLIENT_CERTIFICATE
 
 app = typer.Typer(
     name="availability",
@@ -33,11 +35,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(
+    version: bool = typer.Option(  # noqa: ARG001 -- its callback acts
         False, "--version", callback=_version, is_eager=True, help="Print the version and end."
     ),
+    tls_cert: Path | None = typer.Option(
+        None,
+        "--tls-cert",
+        envvar="AVAIL_TLS_CERT",
+        help="PEM certificate to show to the server, with --tls-ca.",
+    ),
+    tls_key: Path | None = typer.Option(None, "--tls-key", envvar="AVAIL_TLS_KEY", help="Its private key."),
 ) -> None:
     """Take the options of the root itself."""
+    CLIENT_CERTIFICATE.set((tls_cert, tls_key))
 
 
 app.command("serve", rich_help_panel="Server")(server.serve)
