@@ -22,6 +22,8 @@ LUA = "availability/ledger/functions/"
 TESTS = (
     "tests/test_formula.py",
     "tests/test_order_cancel.py",
+    "tests/test_governance.py",
+    "tests/test_bounds.py",
     "tests/test_fences.py",
     "tests/test_state_machine.py",
     "tests/test_baskets.py",
@@ -58,6 +60,9 @@ BUGS = (
     Bug("a fence bites who shares no node with it", LUA + "07_sourcing_fences.lua", "if shared then", "if true then"),
     Bug("fenced units go back first", LUA + "07_sourcing_fences.lua", "min(taken, stays)", "max(0, taken - stays)"),
     Bug("numpy: percent buffer rounds down", "availability/domain/formula.py", "-(-percent * sums(np.where(counted, gives, 0), offsets) // 100)", "percent * sums(np.where(counted, gives, 0), offsets) // 100"),
+    Bug("an etag is not compared", LUA + "12_policies.lua", "if current ~= etag then", "if false then"),
+    Bug("a stop never ends by itself", LUA + "13_upkeep.lua", "  Policies.end_stops(ctx, cmd[1])\n", ""),
+    Bug("a token's bounds are not asked for", "availability/service/grpc_pipeline.py", "                    refuse_outside(principal.bounds, principal.id, method, request, channel_of)", "                    pass"),
     Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
 )  # fmt: skip
 

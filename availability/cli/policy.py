@@ -331,7 +331,7 @@ def show(
     overrides = [entry for page in pages for entry in page.overrides]
     if not overrides:
         return
-    rows = table("sku", "buffer", "oversell_limit", "publish_limit", "excluded nodes")
+    rows = table("sku", "buffer", "oversell_limit", "publish_limit", "excluded nodes", "by", "because")
     for entry in overrides:
         differs = entry.override
         rows.add_row(
@@ -340,6 +340,8 @@ def show(
             str(differs.oversell_limit) if differs.HasField("oversell_limit") else "",
             str(differs.publish_limit) if differs.HasField("publish_limit") else "",
             escape(", ".join(differs.excluded_nodes)),
+            escape(entry.author),
+            escape(entry.reason),
         )
     screen.print("\n[bold]overrides[/]")
     screen.print(rows)
@@ -366,9 +368,15 @@ def list_all(
 
     screen = console()
     screen.print(_channels(answer.policies))
-    nodes = table("node", "state", "safety_stock", right=("safety_stock",))
+    nodes = table("node", "state", "safety_stock", "by", "because", right=("safety_stock",))
     for node in answer.nodes:
-        nodes.add_row(escape(node.node), word(common.NodeState, node.state), str(node.safety_stock))
+        nodes.add_row(
+            escape(node.node),
+            word(common.NodeState, node.state),
+            str(node.safety_stock),
+            escape(node.author),
+            escape(node.reason),
+        )
     screen.print("")
     screen.print(nodes)
     for columns, lines in _others(answer):
