@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 LUA = "availability/ledger/functions/"
 TESTS = (
     "tests/test_formula.py",
+    "tests/test_replica.py",
     "tests/test_order_cancel.py",
     "tests/test_governance.py",
     "tests/test_bounds.py",
@@ -63,6 +64,10 @@ BUGS = (
     Bug("an etag is not compared", LUA + "12_policies.lua", "if current ~= etag then", "if false then"),
     Bug("a stop never ends by itself", LUA + "13_upkeep.lua", "  Policies.end_stops(ctx, cmd[1])\n", ""),
     Bug("a token's bounds are not asked for", "availability/service/grpc_pipeline.py", "                    refuse_outside(principal.bounds, principal.id, method, request, channel_of)", "                    pass"),
+    Bug("numpy: a fence bites channels without a common node", "availability/domain/formula.py", "np.where(shared, np.maximum(fence_left - elsewhere, 0), 0)", "np.maximum(fence_left - elsewhere, 0)"),
+    Bug("numpy: a kit takes the most of its parts", "availability/domain/formula.py", "np.minimum.reduceat(shares, starts)", "np.maximum.reduceat(shares, starts)"),
+    Bug("a kit is not republished when a part moves", "availability/replica/kits.py", "np.unique(np.concatenate((own, self.using[rows])))", "own"),
+    Bug("a basket's kits are not added up", "availability/replica/replica.py", "total[part] += quantity * units", "total[part] = quantity * units"),
     Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
 )  # fmt: skip
 

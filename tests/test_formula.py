@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from availability.domain import formula
 from availability.domain.formula import AvailabilityState, Ints
 from availability.domain.limits import BALANCE_ABS_MAX
-from tests.plain_formula import PlainChannel, PlainPosition, plain_answer, plain_give, plain_net, plain_node
+from tests.plain_formula import (
+    PlainChannel,
+    PlainFence,
+    PlainPosition,
+    plain_answer,
+    plain_counted,
+    plain_fenced,
+    plain_give,
+    plain_kit,
+    plain_net,
+    plain_node,
+)
 
 NODES = ("a", "b", "c", "d")
 
@@ -94,6 +105,65 @@ def test_give_and_net_equal_the_plain_loop(position: PlainPosition) -> None:
     """One position's terms are the plain ones."""
     gives, nets, _, _ = arrays([{"a": position}])
     assert (gives.tolist(), nets.tolist()) == ([plain_give(position)], [plain_net(position)])
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    drawn=skus,
+    channel=channels,
+    others=st.lists(st.tuples(st.integers(0, 20), channels), min_size=1, max_size=3),
+)
+def test_fences_equal_the_plain_loop(
+    drawn: list[dict[str, PlainPosition]], channel: PlainChannel, others: list[tuple[int, PlainChannel]]
+) -> None:
+    """What a channel must leave for other channels' fences, and what one with a single node must."""
+    _, nets, nodes, offsets = arrays(drawn)
+    frees, ours = formula.free(nets), np.array([node in plain_counted(channel) for node in NODES])
+    kept = np.zeros(len(drawn), np.int64)
+    for left, other in others:
+        theirs = np.array([node in plain_counted(other) for node in NODES])
+        shared = bool((theirs & ours).any())
+        kept += formula.kept(left, frees, theirs[nodes], ours[nodes], shared, offsets)
+    fences = [PlainFence(left, other) for left, other in others]
+    assert kept.tolist() == [plain_fenced(sku, channel, fences) for sku in drawn]
+    for number, sku in enumerate(drawn):
+        rows = slice(offsets[number], offsets[number + 1])
+        alone = np.zeros(len(sku), np.int64)
+        for left, other in others:
+            theirs = np.array([node in plain_counted(other) for node in NODES])[nodes[rows]]
+            alone += formula.kept_at_node(left, int(frees[rows][theirs].sum()), frees[rows], theirs)
+        single = [PlainChannel(nodes=(node,)) for node in sorted(sku)]
+        assert alone.tolist() == [plain_fenced(sku, one, fences) for one in single]
+
+
+@given(
+    drawn=st.lists(
+        st.lists(
+            st.tuples(st.tuples(st.integers(0, 40), st.integers(1, 6)), st.integers(1, 4)),
+            min_size=1,
+            max_size=4,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    threshold=st.integers(0, 12),
+    blocked=st.booleans(),
+)
+def test_kits_equal_the_plain_loop(
+    drawn: list[list[tuple[tuple[int, int], int]]], threshold: int, blocked: bool
+) -> None:
+    """For any parts, a kit's number and state are the plain ones."""
+    parts = [part for kit in drawn for part in kit]
+    sellables, states = formula.kits(
+        np.array([sellable for (sellable, _), _ in parts]),
+        np.array([state for (_, state), _ in parts]),
+        np.array([units for _, units in parts]),
+        np.cumsum([0, *(len(kit) for kit in drawn)]),
+        threshold,
+        blocked,
+    )
+    answers = list(zip(sellables.tolist(), states.tolist(), strict=True))
+    assert answers == [plain_kit(kit, threshold, blocked) for kit in drawn]
 
 
 def test_a_negative_node_hides_no_stock_elsewhere() -> None:

@@ -76,10 +76,14 @@ def sum_problem(terms: av.AvailabilityTerms) -> str | None:
         return f"the nodes do not add up to the pool {terms.pool}"
     if sum(fence.counted for fence in terms.fences) != terms.fenced:
         return f"the ring-fences do not add up to {terms.fenced}"
-    stopped = terms.blocked or terms.state == av.AVAILABILITY_STATE_UNKNOWN_SKU
-    if terms.sellable_quantity != (0 if stopped else max(0, _difference(terms))):
+    if terms.sellable_quantity != (0 if stopped(terms) else max(0, _difference(terms))):
         return f"the terms do not add up to {terms.sellable_quantity}"
     return None
+
+
+def stopped(terms: av.AvailabilityTerms) -> bool:
+    """Return whether the answer is 0 whatever the sum says."""
+    return terms.blocked or terms.state == av.AVAILABILITY_STATE_UNKNOWN_SKU
 
 
 def _difference(terms: av.AvailabilityTerms) -> int:
@@ -126,7 +130,7 @@ def _sum(terms: av.AvailabilityTerms, state: str) -> Table:
     rows.add_row("+ oversell_limit", str(terms.oversell_limit), escape(because.get("oversell_limit", "")))
     difference = _difference(terms)
     remark = state
-    if not terms.blocked and difference < 0:
+    if not stopped(terms) and difference < 0:
         remark = f"{state}: {difference}, and never below 0"
     rows.add_row("= sellable", f"[bold]{terms.sellable_quantity}[/]", remark, style="bold")
     return rows
