@@ -4,7 +4,7 @@ It is the third, independent computation: it imports nothing of ours, is fast en
 meant to be read beside CONTRACT.md sections 2 to 4, in its words. Where the ledger and this file disagree,
 one of them has a bug. Time does not pass here: a test says `expire` when the ledger ended a hold.
 
-Not modelled: kits, links, transfers, expected supply, SET_ON_HAND, and what waits for a clock.
+Not modelled: kits, links, and what waits for a clock.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ class Delta:
     line: str = ""
     reason: str = ""
     occurred_us: int = 0
+    to_node: str = ""
+    reference: str = ""
+    due_us: int = 0
+    expected_kind: str = ""
+    """PURCHASE (also where empty), TRANSFER or RETURN."""
 
     def key(self) -> Key:
         """Give the place of this word among others: a number before a text, text by its bytes."""
@@ -97,8 +102,21 @@ class Delta:
 Key = tuple[int, bytes, bytes, tuple[int, int, bytes]]
 
 STOCK_TYPES = frozenset(
-    ["RECEIPT", "ADJUSTMENT", "SHIPMENT", "QUARANTINE", "QUARANTINE_RELEASE", "WRITE_OFF", "RETURN_RECEIVED"]
+    [
+        "RECEIPT",
+        "ADJUSTMENT",
+        "SHIPMENT",
+        "QUARANTINE",
+        "QUARANTINE_RELEASE",
+        "WRITE_OFF",
+        "RETURN_RECEIVED",
+        "TRANSFER_OUT",
+        "TRANSFER_IN",
+    ]
 )
+SUPPLY_TYPES = frozenset(("EXPECTED", "SET_ON_HAND"))
+NOW_US = 4_000_000_000_000_000
+"""What names no time happens when it arrives, and later than all that names one."""
 WORD_TYPES = frozenset(("ORDER_PLACED", "ORDER_CHANGED"))
 ORDER_TYPES = WORD_TYPES | {"ORDER_ALLOCATED", "ORDER_CANCELLED"}
 
@@ -112,11 +130,48 @@ class Node:
     safety_stock: int = 0
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a change or a count happened: by the number of its stream, else by time; and its units."""
+
+    key: Key
+    units: int
+    stream: tuple[str, str] | None = None
+    number: int = 0
+
+    def before(self, count: Moment) -> bool:
+        """Tell whether a count has seen this change."""
+        if self.stream is not None and self.stream == count.stream:
+            return self.number < count.number
+        return self.key[0] <= count.key[0]
+
+
+@dataclass
+class Cell:
+    """Expected supply of one (sku, node, kind, reference, line): the latest word, and every move."""
+
+    word: Word | None = None
+    moves: list[tuple[Key, int]] = field(default_factory=list)
+    dues: list[tuple[Key, int]] = field(default_factory=list)
+
+    def units(self) -> int:
+        after = [q for key, q in self.moves if self.word is None or key > self.word.key]
+        return max(0, (self.word.quantity if self.word else 0) + sum(after))
+
+    def due_us(self) -> int:
+        return max(self.dues)[1] if self.dues else 0
+
+
 @dataclass
 class Position:
-    """The ledger's row for one (sku, node). `safety_stock` None: the node's default."""
+    """The ledger's row for one (sku, node). `safety_stock` None: the node's default.
+
+    `count` is the latest SET_ON_HAND, `changes` are those of on_hand that it has not seen; all, where there is none.
+    """
 
     on_hand: int = 0
+    count: Moment | None = None
+    changes: list[Moment] = field(default_factory=list)
     quarantined: dict[str, int] = field(default_factory=dict)
     safety_stock: int | None = None
 
@@ -360,6 +415,9 @@ class Model:
         self.holds: dict[str, Hold] = {}
         self.orders: dict[OrderName, Order] = {}
         self.marks: dict[tuple[str, str], int] = {}
+        self.cells: dict[tuple[str, str, str, str, str], Cell] = {}
+        """Expected supply by (sku, node, kind, reference, line)."""
+        self._arrived = 0
         self.feeds: dict[tuple[str, str], bool] = {}
         """(source, node) of each watched feed: whether it is stale."""
         self.events: dict[tuple[str, str], Delta] = {}
@@ -899,6 +957,7 @@ class Model:
         elif (delta.source, delta.event_id) in self.events:
             known = self.events[delta.source, delta.event_id]
             return ("DUPLICATE", "") if known == delta else ("REJECTED", "CONFLICT")
+        self._arrived += 1
         reason = self._problem(delta)
         if reason:
             return "REJECTED", reason
@@ -906,17 +965,23 @@ class Model:
             self.events[delta.source, delta.event_id] = delta
         if delta.node:
             self.nodes.setdefault(delta.node, Node())
+        if delta.type == "TRANSFER_OUT":
+            self.nodes.setdefault(delta.to_node, Node())
         if delta.type in STOCK_TYPES:
             self._apply_stock(delta)
             return "APPLIED", ""
+        if delta.type == "SET_ON_HAND":
+            return ("APPLIED", "") if self._count(delta) else ("STALE", "")
+        if delta.type == "EXPECTED":
+            return ("APPLIED", "") if self._expect(delta) else ("STALE", "")
         return self._apply_order(delta), ""
 
     def _problem(self, delta: Delta) -> str:
         """Say why a delta cannot be applied, or nothing."""
-        if delta.type not in STOCK_TYPES | ORDER_TYPES:
+        if delta.type not in STOCK_TYPES | ORDER_TYPES | SUPPLY_TYPES:
             return "INVALID_REQUEST"
         signed = delta.type in ("ADJUSTMENT", "SHIPMENT")
-        absolute = delta.type in ORDER_TYPES
+        absolute = delta.type in ORDER_TYPES | SUPPLY_TYPES
         if abs(delta.quantity) > QUANTITY_MAX or (delta.quantity == 0 and not absolute):
             return "INVALID_QUANTITY"
         if delta.quantity < 0 and not signed:
@@ -925,34 +990,112 @@ class Model:
         quarantines = delta.type in ("QUARANTINE", "QUARANTINE_RELEASE", "WRITE_OFF") or delta.quarantined
         incomplete = (
             (not delta.sku and not whole_cancel)
-            or (not delta.node and (delta.type in STOCK_TYPES or delta.type == "ORDER_ALLOCATED"))
-            or (not delta.order_ref and absolute)
+            or (not delta.node and delta.type in STOCK_TYPES | SUPPLY_TYPES | {"ORDER_ALLOCATED"})
+            or (not delta.order_ref and delta.type in ORDER_TYPES)
+            or (delta.type == "TRANSFER_OUT" and delta.to_node in ("", delta.node))
             or (not delta.reason and quarantines)
         )
         if incomplete:
             return "INVALID_REQUEST"
         if delta.node and delta.node not in self.nodes and not self.auto_create:
             return "UNKNOWN_NODE"
+        position = self.positions.get(delta.sku, {}).get(delta.node)
+        if delta.type == "SET_ON_HAND" and position and position.count is None:
+            count = self._moment(delta, delta.quantity)
+            own_stream = all(change.stream == count.stream for change in position.changes)
+            own_stream = own_stream and count.stream is not None
+            if not own_stream and any(change.key[0] > count.key[0] for change in position.changes):
+                return "POINT_TOO_OLD"
         return ""
 
     def _apply_stock(self, delta: Delta) -> None:
         position = self._position(delta.sku, delta.node)
         quantity = delta.quantity
-        if delta.type in ("RECEIPT", "ADJUSTMENT", "RETURN_RECEIVED"):
-            position.on_hand += quantity
-        if delta.type in ("SHIPMENT", "WRITE_OFF"):
-            position.on_hand -= quantity
+        if delta.type in ("RECEIPT", "ADJUSTMENT", "RETURN_RECEIVED", "TRANSFER_IN"):
+            self._change_on_hand(position, delta, quantity)
+        if delta.type in ("SHIPMENT", "WRITE_OFF", "TRANSFER_OUT"):
+            self._change_on_hand(position, delta, -quantity)
+        self._move_expected(delta)
         if delta.type == "QUARANTINE" or (delta.type == "RECEIPT" and delta.reason) or delta.quarantined:
             add(position.quarantined, delta.reason, quantity)
         if delta.type in ("QUARANTINE_RELEASE", "WRITE_OFF"):
             add(position.quarantined, delta.reason, -quantity)
         if delta.type == "RETURN_RECEIVED":
             add(position.quarantined, "return", quantity)
-        if delta.type == "SHIPMENT" and delta.order_ref:
+        if delta.type in ("SHIPMENT", "TRANSFER_OUT") and delta.order_ref:
             name = (delta.order_source or delta.source, delta.order_ref)
             order = self.orders.setdefault(name, Order())
             add(order.shipped.setdefault((delta.line, delta.sku), {}), delta.node, quantity)
             self._settle(name, delta.sku)
+
+    # --- counts and expected supply
+
+    def _moment(self, delta: Delta, units: int) -> Moment:
+        stream = (delta.source, delta.stream) if delta.source_sequence else None
+        return Moment(self._key(delta), units, stream, delta.source_sequence)
+
+    def _key(self, delta: Delta) -> Key:
+        return replace(delta, occurred_us=delta.occurred_us or NOW_US + self._arrived).key()
+
+    def _change_on_hand(self, position: Position, delta: Delta, units: int) -> None:
+        """Change on_hand, but where the latest count has seen the change already."""
+        change = self._moment(delta, units)
+        if position.count is None or not change.before(position.count):
+            position.changes.append(change)
+            position.on_hand += units
+
+    def _count(self, delta: Delta) -> bool:
+        """Take a count: later changes stay on top. False where a later count is known."""
+        position = self._position(delta.sku, delta.node)
+        count = self._moment(delta, delta.quantity)
+        if position.count is not None and count.key < position.count.key:
+            return False
+        position.count = count
+        position.changes = [change for change in position.changes if not change.before(count)]
+        position.on_hand = count.units + sum(change.units for change in position.changes)
+        return True
+
+    def _cell(self, delta: Delta, node: str, kind: str, reference: str, line: str) -> Cell:
+        return self.cells.setdefault((delta.sku, node, kind, reference, line), Cell())
+
+    def _expect(self, delta: Delta) -> bool:
+        """Take a word about expected supply. False where a later one is known."""
+        kind = delta.expected_kind or "PURCHASE"
+        reference = delta.reference or (delta.order_ref if kind == "RETURN" else "")
+        cell = self._cell(delta, delta.node, kind, reference, delta.line)
+        word = Word(self._key(delta), delta.quantity)
+        if cell.word is not None and word.key < cell.word.key:
+            return False
+        cell.word = word
+        cell.dues.append((word.key, delta.due_us))
+        return True
+
+    def _move_expected(self, delta: Delta) -> None:
+        """Let what came in, or was sent on its way, change what is expected of its reference."""
+        node, line, units = delta.node, delta.line, -delta.quantity
+        if delta.type == "RECEIPT" and delta.reference:
+            kind, reference = "PURCHASE", delta.reference
+        elif delta.type == "RETURN_RECEIVED" and (delta.reference or delta.order_ref):
+            kind, reference = "RETURN", delta.reference or delta.order_ref
+        elif delta.type == "TRANSFER_IN":
+            kind, reference = "TRANSFER", delta.reference
+        elif delta.type == "TRANSFER_OUT":
+            kind, reference, node, units = "TRANSFER", delta.reference, delta.to_node, delta.quantity
+            line = "" if delta.order_ref else line
+        else:
+            return
+        cell = self._cell(delta, node, kind, reference, line)
+        cell.moves.append((self._key(delta), units))
+        if units > 0 and delta.due_us:
+            cell.dues.append((self._key(delta), delta.due_us))
+
+    def expected(self, sku: str) -> set[tuple[str, str, str, str, int, int]]:
+        """Give (node, kind, reference, line, units, due_us) of what is announced and not here yet."""
+        found = set()
+        for (of, node, kind, reference, line), cell in self.cells.items():
+            if of == sku and cell.units():
+                found.add((node, kind, reference, line, cell.units(), cell.due_us()))
+        return found
 
     def _apply_order(self, delta: Delta) -> str:
         name = (delta.order_source or delta.source, delta.order_ref)

@@ -28,6 +28,7 @@ TESTS = (
     "tests/test_fences.py",
     "tests/test_state_machine.py",
     "tests/test_baskets.py",
+    "tests/test_supply.py",
     "tests/test_linearizability.py",
     "tests/test_orders_property.py",
     "tests/faults/test_fault_functions.py",
@@ -68,6 +69,9 @@ BUGS = (
     Bug("numpy: a kit takes the most of its parts", "availability/domain/formula.py", "np.minimum.reduceat(shares, starts)", "np.maximum.reduceat(shares, starts)"),
     Bug("a kit is not republished when a part moves", "availability/replica/kits.py", "np.unique(np.concatenate((own, self.using[rows])))", "own"),
     Bug("a basket's kits are not added up", "availability/replica/replica.py", "total[part] += quantity * units", "total[part] = quantity * units"),
+    Bug("a late change counts on top of a count that has seen it", LUA + "10_counts.lua", "return us > 0 and us <= m[KEY][1]", "return false"),
+    Bug("a receipt before its announcement is forgotten", LUA + "10_supply.lua", "if now[WORD_KEY] and Orders.key_less(key, now[WORD_KEY]) then return end", "if not now[WORD_KEY] and quantity < 0 then return end"),
+    Bug("a stale feed's node goes on selling where it is excluded", LUA + "05_policy.lua", "ch.online[i] and not stale[name]", "ch.online[i]"),
     Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
 )  # fmt: skip
 

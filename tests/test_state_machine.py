@@ -202,6 +202,11 @@ class LedgerMachine(RuleBasedStateMachine):
             self.model.adopt_reserved(sku, reserved)
         mine = {node: self.node_terms(sku, node) for node in self.model.nodes}
         assert real == mine, f"positions of {sku}"
+        expected = {
+            (e.node, e.kind, e.reference, e.line, e.quantity, e.due_time.ToMicroseconds())
+            for e in explained.terms.expected
+        }
+        assert expected == self.model.expected(sku), f"expected of {sku}"
 
     def node_terms(self, sku: str, node: str) -> NodeTerms:
         model = self.model
@@ -287,6 +292,53 @@ class LedgerMachine(RuleBasedStateMachine):
         self.draw()
         fields: dict[str, Any] = {"quarantined": True, "reason": "recall"} if quarantined else {}
         self.tell("ADJUSTMENT", sku=self.sku(number), node=node, quantity=quantity, **fields)
+        self.compare()
+
+    @rule(
+        type_=st.sampled_from(
+            [
+                "EXPECTED",
+                "TRANSFER_IN",
+                "TRANSFER_OUT",
+                "TRANSFER_OUT",
+                "RECEIPT",
+                "RETURN_RECEIVED",
+                "SET_ON_HAND",
+            ]
+        ),
+        number=skus,
+        node=nodes,
+        quantity=amounts,
+        reference=st.sampled_from(["", "po", "t"]),
+        kind=st.sampled_from(["", "TRANSFER", "RETURN"]),
+        to=st.integers(1, 2),
+        moment=st.sampled_from([0, 2, 4, 6]),
+    )
+    def supply(
+        self,
+        type_: str,
+        number: int,
+        node: str,
+        quantity: int,
+        reference: str,
+        kind: str,
+        to: int,
+        moment: int,
+    ) -> None:
+        self.draw()
+        fields: dict[str, Any] = {"expected_kind": kind} if type_ == "EXPECTED" else {}
+        if type_ == "TRANSFER_OUT":
+            fields["to_node"] = NODES[(NODES.index(node) + to) % len(NODES)]
+        occurred = BASE_US + moment * 1_000_000 if moment else 0
+        self.tell(
+            type_,
+            sku=self.sku(number),
+            node=node,
+            quantity=quantity,
+            reference=reference,
+            occurred_us=occurred,
+            **fields,
+        )
         self.compare()
 
     # --- rules: order facts
@@ -554,6 +606,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for set_fence in calls:
             with pytest.raises(Refusal, match="FENCE_OVER_POOL") if over else nullcontext():
                 set_fence(name, sku, units)
+        self.compare()
+        other = self.channel("shop" if channel != "shop" else "web")
+        self.draw(*self.cases_of(other, [number]))
+        self.request("reserve", other, ((sku, max(1, self.model.grantable(other, sku))),))
         self.compare()
 
     @rule(channel=st.sampled_from(["", "web"]), number=skus, blocked=st.sampled_from([False, False, True]))

@@ -320,6 +320,7 @@ def held(reservation: res.Reservation) -> dict[tuple[str, str], int]:
 def to_proto(delta: Delta) -> stk.Delta:
     """Write a delta of the model as a message."""
     occurred = Timestamp(seconds=delta.occurred_us // 1_000_000, nanos=delta.occurred_us % 1_000_000 * 1000)
+    due = Timestamp(seconds=delta.due_us // 1_000_000, nanos=delta.due_us % 1_000_000 * 1000)
     return stk.Delta(
         source=delta.source,
         stream=delta.stream,
@@ -335,6 +336,10 @@ def to_proto(delta: Delta) -> stk.Delta:
         line=delta.line,
         reason=delta.reason,
         occurred_time=occurred if delta.occurred_us else None,
+        to_node=delta.to_node,
+        reference=delta.reference,
+        due_time=due if delta.due_us else None,
+        expected_kind=stk.ExpectedKind.Value(f"EXPECTED_KIND_{delta.expected_kind or 'UNSPECIFIED'}"),
     )
 
 

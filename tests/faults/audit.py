@@ -98,7 +98,7 @@ def positions_of(keys: Dump) -> dict[tuple[str, str], tuple[int, ...]]:
             sku = key.removeprefix(BASE + "pos:")
             for name, raw in fields.items():
                 if name[:1] == b"n":
-                    found[sku, name[1:].decode()] = struct.unpack("<5q", raw)
+                    found[sku, name[1:].decode()] = struct.unpack_from("<5q", raw)
     return found
 
 

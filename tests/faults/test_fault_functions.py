@@ -134,6 +134,13 @@ def with_checkpoints(lab: Lab) -> None:
     lab.age(2 * DAY_MS)
 
 
+def age_expected(lab: Lab) -> None:
+    lab.tell(
+        delta("EXPECTED", "a", "n1", 5, reference="open"), delta("RECEIPT", "a", "n1", 5, reference="po")
+    )
+    lab.age(31 * DAY_MS)
+
+
 def watch_feeds(lab: Lab) -> None:
     for number, node in enumerate(("n1", "n2")):
         assert lab.policy(f"feed{number}", "feed", ["erp", node, 2_000, 0]).status == "OK"
@@ -312,6 +319,38 @@ SITUATIONS = [
         name="override refused",
         function="policy",
         call=policy("override", "nobody", "x", 1, -1, 2, -1, [], auto_create=False),
+    ),
+    Situation(
+        name="count a position",
+        function="deltas",
+        call=deltas(delta("SET_ON_HAND", "a", "n1", 5), delta("SHIPMENT", "a", "n1", 1)),
+    ),
+    Situation(
+        name="transfer for an order, and what is expected",
+        function="deltas",
+        call=deltas(
+            delta(
+                "TRANSFER_OUT",
+                "b",
+                "n1",
+                2,
+                to_node="new",
+                reference="t",
+                order_ref="named",
+                order_source="web",
+            ),
+            delta("TRANSFER_IN", "b", "n2", 1, reference="t"),
+            delta("EXPECTED", "a", "n1", 5, reference="po"),
+            delta("RECEIPT", "a", "n1", 2, reference="po"),
+        ),
+    ),
+    Situation(
+        name="sweep, expected supply to forget",
+        function="sweep",
+        call=(200, DAY_MS, 30 * DAY_MS, 86_400),
+        prepare=age_expected,
+        due=True,
+        exempt=FORGOTTEN,
     ),
     Situation(name="watch a feed", function="policy", call=policy("feed", "erp", "n1", 9_000, 0)),
     Situation(
@@ -532,7 +571,7 @@ def test_a_right_that_is_missing_leaves_nothing_half_done(lab: Lab) -> None:
     assert differences(before, dump(lab.redis)) == []
 
 
-def test_positions_are_five_integers(lab: Lab) -> None:
+def test_positions_begin_with_five_integers(lab: Lab) -> None:
     """The audit reads positions the way that the functions write them."""
     lab.receive("a", "n1", 7)
-    assert struct.unpack("<5q", lab.redis.hget(BASE + "pos:a", "nn1")) == (7, 0, 0, 0, -1)
+    assert struct.unpack_from("<5q", lab.redis.hget(BASE + "pos:a", "nn1")) == (7, 0, 0, 0, -1)

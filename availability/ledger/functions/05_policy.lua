@@ -18,9 +18,9 @@ local function keep_of(ctx)
   return kept
 end
 
--- Whether one node more may be declared.
-function Policy.has_room(ctx)
-  return #Policy.node_table(ctx) < NODES_MAX
+-- Whether so many nodes (1) more may be declared.
+function Policy.has_room(ctx, more)
+  return #Policy.node_table(ctx) + (more or 1) <= NODES_MAX
 end
 
 -- Whether any kit is set: without one nobody has to look for a recipe.

@@ -7,6 +7,7 @@
 -- Everything read is kept in ctx.skus for the call; changes are flushed once.
 
 local Positions = {}
+local Counts = {} -- 10_counts.lua: what follows the five figures
 local LAYOUT = '<i8i8i8i8i8'
 
 -- A position: its figures, its packed value as last written (false: there is none), and the sku `of` which it waits
@@ -160,7 +161,7 @@ function Positions.flush(ctx, txn)
       end
     end
     local a, b, c, d, safety = p.on_hand, p.quarantined, p.reserved, p.committed, p.safety
-    local raw = struct_pack(LAYOUT, a, b, c, d, safety)
+    local raw = struct_pack(LAYOUT, a, b, c, d, safety) .. Counts.tail(ctx, p)
     if p.raw and s.changed == 1 then -- the common case needs no gathering of fields
       txn:field(s.key, 'n' .. node, raw, p.raw)
     else

@@ -12,8 +12,10 @@ local SEEN_WINDOW = 4096 -- numbers back from the mark for which a repeat's cont
 -- A delta as read: where the next one begins, then the fields of Cause (record.py).
 local STREAM, SEQUENCE, EVENT_ID, TYPE, SKU, NODE, TO_NODE, QUANTITY, STOCK_STATE, O_SOURCE, O_REF, LINE, BASIS, SHIPPED_QUANTITY,
   REFERENCE, REASON, DUE_US, OCCURRED_US = 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19
+local EXPECTED_KIND = 22 -- nil where the source sent none
 local APPLIED, DUPLICATE, STALE, REJECTED, PARKED = 1, 2, 3, 4, 5
 local QUARANTINED_STATE = 2
+local SET_ON_HAND, EXPECTED, TRANSFER_OUT, TRANSFER_IN = 3, 9, 10, 11
 local RECEIPT, ADJUSTMENT, SHIPMENT, QUARANTINE, QUARANTINE_RELEASE, WRITE_OFF, RETURN_RECEIVED = 1, 2, 4, 5, 6, 7, 8
 local ORDER_PLACED, ORDER_CHANGED, ORDER_ALLOCATED, ORDER_CANCELLED = 12, 13, 14, 15
 
@@ -140,7 +142,9 @@ end
 
 local function move_stock(ctx, d, on_hand, quarantined, reason)
   local p, s = Positions.at(ctx, d[SKU], d[NODE])
+  if on_hand ~= 0 then on_hand = Counts.weigh(ctx, ctx.source, p, s, d, on_hand) end
   if out_of_range(p, on_hand, quarantined) then return 'BALANCE_OUT_OF_RANGE' end
+  if on_hand ~= 0 then Counts.note(ctx, ctx.source, p, s, d, on_hand) end
   p.on_hand = p.on_hand + on_hand
   if quarantined ~= 0 then
     local r = Positions.reasons(ctx, s, d[NODE])
@@ -163,14 +167,54 @@ local stock = {
   [QUARANTINE_RELEASE] = function(ctx, d, q) return move_stock(ctx, d, 0, -q, d[REASON]) end,
   [WRITE_OFF] = function(ctx, d, q) return move_stock(ctx, d, -q, -q, d[REASON]) end,
   [RETURN_RECEIVED] = function(ctx, d, q) return move_stock(ctx, d, q, q, 'return') end,
+  [TRANSFER_OUT] = function(ctx, d, q) return move_stock(ctx, d, -q, 0) end,
+  [TRANSFER_IN] = function(ctx, d, q) return move_stock(ctx, d, q, 0) end,
 }
-
--- Orders -------------------------------------------------------------------------------------------------------
 
 local function word_key(ctx, source, d)
   local occurred = d[OCCURRED_US] > 0 and d[OCCURRED_US] or ctx.clock * 1000
   return {occurred, source, d[STREAM], d[SEQUENCE], d[EVENT_ID]}
 end
+
+-- What a stock delta does to expected supply: node, kind, reference and units by type.
+local expected_by = {
+  [RECEIPT] = function(d) return d[NODE], Supply.PURCHASE, d[REFERENCE], -d[QUANTITY] end,
+  [RETURN_RECEIVED] = function(d)
+    return d[NODE], Supply.RETURN, d[REFERENCE] ~= '' and d[REFERENCE] or d[O_REF], -d[QUANTITY]
+  end,
+  [TRANSFER_OUT] = function(d) return d[TO_NODE], Supply.TRANSFER, d[REFERENCE], d[QUANTITY] end,
+  [TRANSFER_IN] = function(d) return d[NODE], Supply.TRANSFER, d[REFERENCE], -d[QUANTITY] end,
+}
+
+local function move_expected(ctx, source, d)
+  local node, kind, reference, quantity = expected_by[d[TYPE]](d)
+  if reference == '' and kind ~= Supply.TRANSFER then return end
+  local due_us = quantity > 0 and d[DUE_US] or 0
+  local line = d[TYPE] == TRANSFER_OUT and d[O_REF] ~= '' and '' or d[LINE] -- then it is the order's line
+  Supply.move(ctx, d[SKU], node, kind, reference, line, quantity, word_key(ctx, source, d), due_us)
+end
+
+local facts_of_stock = {
+  [EXPECTED] = function(ctx, source, d)
+    local kind = d[EXPECTED_KIND] or 0
+    if kind == 0 then kind = Supply.PURCHASE end
+    local reference = d[REFERENCE]
+    if reference == '' and kind == Supply.RETURN then reference = d[O_REF] end
+    local key = word_key(ctx, source, d)
+    if Supply.say(ctx, d[SKU], d[NODE], kind, reference, d[LINE], d[QUANTITY], key, d[DUE_US]) then return STALE end
+    return nil
+  end,
+  [SET_ON_HAND] = function(ctx, source, d)
+    local p, s = Positions.at(ctx, d[SKU], d[NODE])
+    local stale, reason = Counts.set(ctx, source, p, s, d)
+    if reason then return REJECTED, reason end
+    if stale then return STALE end
+    Positions.touch(ctx, s, d[NODE])
+    return nil
+  end,
+}
+
+-- Orders -------------------------------------------------------------------------------------------------------
 
 local function settle(ctx, order, sku)
   local units = Orders.settle(ctx, order, sku)
@@ -252,7 +296,7 @@ end
 local function apply_known(ctx, txn, source, d)
   local type = d[TYPE]
   if Kits.is_kit(ctx, d[SKU], d[NODE]) then return REJECTED, 'KIT_SKU' end
-  local of_order = type == SHIPMENT or order_types[type]
+  local of_order = type == SHIPMENT or type == TRANSFER_OUT or order_types[type]
   local order
   if of_order and d[O_REF] ~= '' then
     order = Orders.open(ctx, d[O_SOURCE], d[O_REF])
@@ -266,26 +310,34 @@ local function apply_known(ctx, txn, source, d)
       ship(ctx, order, d)
       Exceptions.heard(ctx, txn, order)
     end
+    if expected_by[type] then move_expected(ctx, source, d) end
     return nil
   end
+  if facts_of_stock[type] then return facts_of_stock[type](ctx, source, d) end
   if type ~= ORDER_CANCELLED and d[NODE] == '' and #Policy.node_table(ctx) == 0 then return REJECTED, 'UNKNOWN_NODE' end
   Exceptions.heard(ctx, txn, order)
   return order_types[type](ctx, txn, order, d, word_key(ctx, source, d))
 end
 
--- Apply one delta that is new, and declare its node with it. Returns nil, or STALE, or REJECTED and its reason; then
+local function declare(ctx, txn, source, node, declared)
+  local state = {node, 1, 0, Log.next_version(ctx), source, 'declared by its first delta', ctx.clock}
+  Policy.put_node(ctx, txn, state)
+  declared[#declared + 1] = state
+end
+
+-- Apply one delta that is new, and declare its nodes with it. Returns nil, or STALE, or REJECTED and its reason; then
 -- nothing is changed.
 local function apply(ctx, txn, source, d, auto_create, declared)
-  local node = d[NODE]
+  local node, to_node = d[NODE], d[TYPE] == TRANSFER_OUT and d[TO_NODE] or ''
   if not ctx.nodes then Policy.node_table(ctx) end
-  if node == '' or ctx.nodes[node] then return apply_known(ctx, txn, source, d) end
+  local new, new_to = node ~= '' and not ctx.nodes[node], to_node ~= '' and not ctx.nodes[to_node]
+  if not new and not new_to then return apply_known(ctx, txn, source, d) end
   if not auto_create then return REJECTED, 'UNKNOWN_NODE' end
-  if not Policy.has_room(ctx) then return REJECTED, 'TOO_MANY_NODES' end
+  if not Policy.has_room(ctx, new and new_to and 2 or 1) then return REJECTED, 'TOO_MANY_NODES' end
   local result, reason = apply_known(ctx, txn, source, d)
   if not result then
-    local state = {node, 1, 0, Log.next_version(ctx), source, 'declared by its first delta', ctx.clock}
-    Policy.put_node(ctx, txn, state)
-    declared[#declared + 1] = state
+    if new then declare(ctx, txn, source, node, declared) end
+    if new_to then declare(ctx, txn, source, to_node, declared) end
   end
   return result, reason
 end
@@ -329,7 +381,7 @@ function Deltas.apply(keys, args)
   Holds.expire(ctx, 4)
   local txn = Txn.new()
   local results, details, causes, declared = {}, {}, {}, {}
-  ctx.oversold, ctx.released, ctx.holds = {}, {}, {}
+  ctx.oversold, ctx.released, ctx.holds, ctx.source = {}, {}, {}, source
   local feeds = Feeds.of(ctx, source)
   local heard = #deltas == 0 or {} -- the nodes, or true: a heartbeat
   if heard == true then stream_of(ctx, source, '') end
@@ -366,6 +418,8 @@ function Deltas.apply(keys, args)
   Policy.flush_nodes(ctx, txn)
   Orders.flush(ctx, txn)
   Positions.flush_reasons(ctx, txn)
+  Counts.flush(ctx, txn)
+  Supply.flush(ctx, txn)
   local positions = Positions.flush(ctx, txn)
   if #causes == 0 and #declared == 0 then
     Log.quiet(ctx, txn)

@@ -181,7 +181,7 @@ function Reads.behind(keys, args)
   for _, source in ipairs(call('SMEMBERS', base .. 'sources')) do
     for _, row in ipairs(streams_of(base, source)) do streams[#streams + 1] = row end
   end
-  return pack({point_of(keys[1]), ctx.clock, reasons, holds, orders, waived, streams, {}, Feeds.rows(ctx)})
+  return pack({point_of(keys[1]), ctx.clock, reasons, holds, orders, waived, streams, Supply.rows(base, sku), Feeds.rows(ctx)})
 end
 
 -- reply = {clock, FeedRow of ledger.py of each watched feed}
