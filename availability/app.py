@@ -170,6 +170,8 @@ def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[R
                 auto_create=ledger.settings.auto_create,
                 channels_max=settings.limits.channels_max,
                 digest_skus_per_s=settings.reads.digest_skus_per_s,
+                hysteresis_units=settings.watch.hysteresis_units,
+                hysteresis_percent=settings.watch.hysteresis_percent,
             ),
             time.monotonic,
             random.Random(),

@@ -31,6 +31,7 @@ TESTS = (
     "tests/test_supply.py",
     "tests/test_linearizability.py",
     "tests/test_orders_property.py",
+    "tests/test_thresholds.py",
     "tests/faults/test_fault_functions.py",
     "tests/faults",
 )
@@ -72,6 +73,8 @@ BUGS = (
     Bug("a late change counts on top of a count that has seen it", LUA + "10_counts.lua", "return us > 0 and us <= m[KEY][1]", "return false"),
     Bug("a receipt before its announcement is forgotten", LUA + "10_supply.lua", "if now[WORD_KEY] and Orders.key_less(key, now[WORD_KEY]) then return end", "if not now[WORD_KEY] and quantity < 0 then return end"),
     Bug("a stale feed's node goes on selling where it is excluded", LUA + "05_policy.lua", "ch.online[i] and not stale[name]", "ch.online[i]"),
+    Bug("a report that looked too early reopens what is over", LUA + "09_exceptions.lua", "if at and at > known_to then return true end", "if false then return true end"),
+    Bug("numpy: back in stock at the threshold", "availability/domain/thresholds.py", "(sellables > back)", "(sellables > threshold)"),
     Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
 )  # fmt: skip
 

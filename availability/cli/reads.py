@@ -86,6 +86,9 @@ def watch(
     channel: Channel,
     skus: Annotated[list[str] | None, typer.Argument(metavar="[SKU...]", help="Sellable unit codes.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every sku of the channel.")] = False,
+    thresholds: Annotated[
+        bool, typer.Option("--thresholds", help="Tell too when a sku runs out, gets low, is back in stock.")
+    ] = False,
     as_json: AsJson = False,
     target: Target = DEFAULT_TARGET,
     token_file: TokenFile = None,
@@ -94,19 +97,29 @@ def watch(
     """Print the current values, then each change as it happens, until Ctrl-C."""
     import json
 
+    from availability.v1 import availability_pb2 as av
+
     if bool(skus) == every:
         raise usage("name skus, or --all")
     seen: dict[str, int] = {}
     screen = console()
     with connect(target, token_file, tls_ca) as client:
         try:
-            for message in client.watch(channel, skus or ()):
+            for message in client.watch(channel, skus or (), thresholds=thresholds):
                 for change in message.changes:
                     if as_json:
                         print(json.dumps(plain(change), ensure_ascii=False), flush=True)
                     else:
                         screen.print(_changed(change, seen.get(change.sku), message.as_of.version))
                     seen[change.sku] = change.sellable_quantity
+                for event in message.thresholds:
+                    if as_json:
+                        print(json.dumps(plain(event), ensure_ascii=False), flush=True)
+                    else:
+                        kind = word(av.ThresholdKind, event.kind)
+                        screen.print(
+                            f"{event.sku}: {kind} at {event.sellable_quantity}", style="bold", markup=False
+                        )
         except KeyboardInterrupt:
             return
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from availability.domain.formula import AvailabilityState, Ints
+from availability.domain.thresholds import Stages, staged
 
 ON_HAND, QUARANTINED, RESERVED, COMMITTED, SAFETY_STOCK = range(5)
 FIELDS = 5
@@ -216,12 +217,28 @@ class Positions:
 class Column:
     """One channel's packed answers by sku number; the last cell (index -1) answers for unknown skus."""
 
-    __slots__ = ("changed", "last", "packed", "recent", "recent_floor", "view")
+    __slots__ = (
+        "changed",
+        "crossed",
+        "last",
+        "line",
+        "packed",
+        "recent",
+        "recent_floor",
+        "stages",
+        "view",
+    )
 
     def __init__(self, size: int) -> None:
         self.packed = np.full(size + 1, UNKNOWN, np.int64)
         self.changed = np.zeros(size + 1, np.int64)
         """Apply counter of each sku's last change."""
+        self.stages = np.zeros(size + 1, np.int8)
+        """Each sku's stage (domain.thresholds)."""
+        self.crossed = np.zeros(size + 1, np.int64)
+        """Apply counter of each sku's last crossing."""
+        self.line = (0, 0)
+        """The channel's low stock threshold, and above what a sku is back."""
         self.view = _view(self.packed)
         self.recent: deque[tuple[int, Ints]] = deque()
         self.recent_floor = 0
@@ -231,7 +248,7 @@ class Column:
 
     @property
     def nbytes(self) -> int:
-        return self.packed.nbytes + self.changed.nbytes
+        return self.packed.nbytes + self.changed.nbytes + self.stages.nbytes + self.crossed.nbytes
 
     def reserve(self, size: int) -> None:
         """Make room for sku numbers below ``size``. Content stays, so readers do not notice."""
@@ -241,6 +258,7 @@ class Column:
         packed = np.full(size, UNKNOWN, np.int64)
         packed[: self.packed.size] = self.packed
         self.changed = _longer(self.changed, size)
+        self.stages, self.crossed = _longer(self.stages, size), _longer(self.crossed, size)
         self.packed = packed
         self.view = _view(packed)
 
@@ -248,10 +266,17 @@ class Column:
         """Write new answers of skus that moved."""
         self.packed[skus] = packed
         self.changed[skus] = counter
+        self._cross(counter, skus, packed, self.stages[skus])
         self.last = counter
         self.recent.append((counter, skus))
         if len(self.recent) > RECENT_MAX:
             self.recent_floor = self.recent.popleft()[0]
+
+    def _cross(self, counter: int, skus: Ints, packed: Ints, before: Stages) -> None:
+        after, told = staged(before, packed >> STATE_BITS, packed & STATE_MASK != UNKNOWN, *self.line)
+        self.stages[skus] = after
+        if told.any():
+            self.crossed[skus[told]] = counter
 
     def since(self, counter: int) -> Ints:
         """Return the sku numbers that changed after a counter, ascending."""
@@ -266,6 +291,7 @@ class Column:
         copy = Column(0)
         copy.packed = self.packed.copy()
         copy.changed = self.changed.copy()
+        copy.stages, copy.crossed, copy.line = self.stages.copy(), self.crossed.copy(), self.line
         copy.view = _view(copy.packed)
         copy.recent, copy.recent_floor, copy.last = self.recent.copy(), self.recent_floor, self.last
         return copy
@@ -276,6 +302,10 @@ class Column:
         before = np.full(self.packed.size, UNKNOWN, np.int64)
         before[: old.packed.size] = old.packed
         self.changed[: old.changed.size] = old.changed
+        self.crossed[: old.crossed.size] = old.crossed
+        stages = np.zeros(self.packed.size, np.int8)
+        stages[: old.stages.size] = old.stages
+        self._cross(counter, np.arange(self.packed.size), self.packed, stages)
         moved = np.flatnonzero(self.packed != before)
         self.changed[moved] = counter
         self.recent = deque([(counter, moved)])

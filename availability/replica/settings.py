@@ -32,6 +32,9 @@ class ReplicaSettings:
     backoff_max_ms: int = 5_000
     doubt_window_ms: int = 60_000
     """A second unreadable record or disagreement within it makes the replica not ready until it is mended."""
+    hysteresis_units: int = 0
+    """A sku is back in stock so far above the low stock threshold, or by percent of it; the larger counts."""
+    hysteresis_percent: int = 20
     watch_chunk_skus: int = 1_000
     """Most skus of one batch handed to a watcher."""
     chunk_rows: int = 1 << 18

@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import structs
 
 from availability.domain.formula import Ints
+from availability.domain.thresholds import back_above
 from availability.domain.version import ZERO, Version
 from availability.ledger.reader import PolicyState, SkuState
 from availability.ledger.record import (
@@ -54,6 +55,13 @@ class Update:
     column: Column
     skus: Ints
     packed: Ints
+    threshold: int
+    """The channel's low stock threshold."""
+
+    def commit(self, counter: int, settings: ReplicaSettings) -> None:
+        back = back_above(self.threshold, settings.hysteresis_units, settings.hysteresis_percent)
+        self.column.line = self.threshold, back
+        self.column.commit(counter, self.skus, self.packed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +182,7 @@ class State:
             self.shared = Column(len(self.names))
         self.own, self.columns = columns, dict(columns)
         for update in self._recomputed(Moved(everything=True), self.policies, None, {}):
-            update.column.commit(self.counter, update.skus, update.packed)
+            update.commit(self.counter, self._settings)
         self.known_since = (self.version.epoch, self.version.seq, self.counter)
         self._epochs = [self.known_since]
 
@@ -265,7 +273,7 @@ class State:
         self.own.update(prepared.opened)
         self.columns.update(prepared.opened)
         for update in prepared.updates:
-            update.column.commit(self.counter, update.skus, update.packed)
+            update.commit(self.counter, self._settings)
         self.version, self.chain = prepared.version, prepared.chain
 
     def counter_at(self, version: Version) -> int | None:
@@ -466,7 +474,15 @@ class State:
                 if kits is not None:
                     differs &= ~kits
                 if differs.any():
-                    updates.append(Update(column=column, skus=rows.skus[differs], packed=packed[differs]))
+                    threshold = channel.state.low_stock_threshold
+                    updates.append(
+                        Update(
+                            column=column,
+                            skus=rows.skus[differs],
+                            packed=packed[differs],
+                            threshold=threshold,
+                        )
+                    )
         return updates
 
     def _fences_of(self, skus: Ints, changed: Mapping[int, FencesOfSku]) -> Mapping[int, FencesOfSku]:
@@ -493,7 +509,10 @@ def _kit_answers(
         packed = packed_kits(kits, policies, channel, overlaid(column.packed, newer))
         differs = packed != column.packed[kits]
         if differs.any():
-            found.append(Update(column=column, skus=kits[differs], packed=packed[differs]))
+            threshold = channel.state.low_stock_threshold
+            found.append(
+                Update(column=column, skus=kits[differs], packed=packed[differs], threshold=threshold)
+            )
     return found
 
 

@@ -35,6 +35,8 @@ class Batch:
     changes: list[tuple[str, int, int]]
     initial: bool
     version: Version
+    crossings: list[tuple[str, int, int]]
+    """(sku, ThresholdKind number, sellable) of skus that crossed a threshold: each crossing, or the latest, once."""
 
 
 class Watcher:
@@ -60,6 +62,7 @@ class Watcher:
         self._cursor = 0
         self._version = ZERO
         self._initial = True
+        self._resumed = False
         self._queue: Ints | list[str] | None = None
         self._sent = 0
         self._goal = (0, ZERO)
@@ -92,7 +95,7 @@ class Watcher:
         column = state.columns[self.channel]
         counter = None if resume is None else state.counter_at(resume)
         if counter is not None and resume is not None:
-            self._cursor, self._version = counter, resume
+            self._cursor, self._version, self._resumed = counter, resume, True
             self._queue = self._changed(state, column)
         else:
             self.restart(state)
@@ -101,7 +104,7 @@ class Watcher:
     def restart(self, state: State) -> None:
         """Give everything again. Under the lock."""
         column = state.columns.get(self.channel)
-        self._initial, self._version, self._sent = True, ZERO, 0
+        self._initial, self._version, self._sent, self._resumed = True, ZERO, 0, False
         if self.skus is not None:
             self._queue = self.skus
         else:
@@ -132,7 +135,7 @@ class Watcher:
     def _chunked(self, state: State, column: Column, queue: Ints | list[str]) -> Batch:
         part = queue[self._sent : self._sent + self._chunk]
         self._sent += self._chunk
-        initial = self._initial
+        initial, cursor, goal = self._initial, self._cursor, self._goal[0]
         if self._sent >= len(queue):
             (self._cursor, self._version), self._queue, self._initial = self._goal, None, False
         if isinstance(part, list):
@@ -143,7 +146,14 @@ class Watcher:
             numbers = part
         packed = column.packed[numbers]
         values = zip(names, (packed >> STATE_BITS).tolist(), (packed & STATE_MASK).tolist(), strict=True)
-        return Batch(changes=list(values), initial=initial, version=self._version)
+        crossings: list[tuple[str, int, int]] = []
+        if not initial or self._resumed:  # what is told anew from the beginning tells its states only
+            crossed = column.crossed[numbers]
+            # One that crossed after the goal is told with the next queue, which has it again.
+            for at in np.flatnonzero((crossed > cursor) & (crossed <= goal)).tolist():
+                number = numbers[at]
+                crossings.append((names[at], int(column.stages[number]), int(packed[at]) >> STATE_BITS))
+        return Batch(changes=list(values), initial=initial, version=self._version, crossings=crossings)
 
     def _changed(self, state: State, column: Column) -> Ints:
         if self.skus is None:

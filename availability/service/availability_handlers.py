@@ -151,6 +151,14 @@ class AvailabilityHandlers:
                         for sku, sellable, state in batch.changes
                     ],
                     initial=batch.initial,
+                    thresholds=[
+                        pb.ThresholdEvent(
+                            sku=sku,
+                            kind=pb.ThresholdKind.ValueType(kind),
+                            sellable_quantity=sellable,
+                        )
+                        for sku, kind, sellable in (batch.crossings if request.thresholds else ())
+                    ],
                     as_of=AsOf(version=str(batch.version), age_ms=self._replica.freshness_ms()),
                 )
         finally:
