@@ -130,7 +130,10 @@ class FakeService:
             state=self.availability(channel, sku).state,
             pool=books.pool(sku, channel),
             buffer=books.buffer(sku, channel),
+            fenced=books.fenced(sku, channel),
         )
+        for part, units in books.kits.get(sku, {}).items():
+            terms.components.add(sku=part, units=units, sellable_quantity=books.sellable(part, channel))
         rule = books.overrides.get((channel, sku), books.channels[channel].buffer)
         words = f"{rule.percent} %" if rule.percent else f"{rule.units} units"
         terms.policies.add(
@@ -331,8 +334,13 @@ class Reservations(res_grpc.ReservationServiceServicer):
                 answer.outcome = res.RESERVATION_OUTCOME_INSUFFICIENT_STOCK
                 answer.version = fake.version
                 return answer
-        lines = [line for sku in granted for line in fake.books.sourcing(sku, request.channel, granted[sku])]
-        for sku, quantity in granted.items():
+        exploded = fake.books.exploded(granted)
+        lines = [
+            line
+            for sku, quantity in exploded.items()
+            for line in fake.books.sourcing(sku, request.channel, quantity)
+        ]
+        for sku, quantity in exploded.items():
             short = quantity - sum(line.quantity for line in lines if line.sku == sku)
             if short:
                 lines.append(
@@ -507,6 +515,7 @@ class Policies(pol_grpc.PolicyServiceServicer):
     def SetRingFence(self, request: Any, context: Any) -> Any:
         self.fake.enter("SetRingFence", request, context)
         with self.fake.lock:
+            self.fake.books.set_fence(request.channel, request.sku, request.units)
             return pol.SetRingFenceResponse(version=self.fake.next_version())
 
     def SetFeed(self, request: Any, context: Any) -> Any:
@@ -518,6 +527,7 @@ class Policies(pol_grpc.PolicyServiceServicer):
         self.fake.enter("SetKit", request, context)
         with self.fake.lock:
             self.fake.kits[request.kit_sku] = {part.sku: part.units for part in request.components}
+            self.fake.books.kits[request.kit_sku] = {part.sku: part.units for part in request.components}
             return pol.SetKitResponse(version=self.fake.next_version(), flattened=request.components)
 
     def GetPolicy(self, request: Any, context: Any) -> Any:

@@ -52,6 +52,9 @@ def _numbers(
     """Yield (what, by the books, by the service) for one sku of one channel."""
     answer = client.get(channel, sku, include_nodes=True, min_version=version)
     yield "sellable", books.sellable(sku, channel), answer.sellable_quantity
+    if sku in books.kits:
+        yield from _kit_numbers(books, client.explain(channel, sku).terms, channel, sku)
+        return
     nodes = books.channels[channel].nodes
     yield "the order of its nodes", list(nodes), [node.node for node in answer.nodes]
     for node in answer.nodes:
@@ -64,6 +67,9 @@ def _numbers(
     yield "explained sellable", books.sellable(sku, channel), terms.sellable_quantity
     yield "pool", books.pool(sku, channel), terms.pool
     yield "buffer", books.buffer(sku, channel), terms.buffer
+    yield "fenced", books.fenced(sku, channel), terms.fenced
+    for fence in terms.fences:
+        yield f"what is left of {fence.channel}'s fence", books.fences[fence.channel, sku].left, fence.left
     yield "the sum of the terms", terms.sellable_quantity, _added_up(terms)
     for term in terms.nodes:
         yield from _node_numbers(books, sku, term)
@@ -71,6 +77,21 @@ def _numbers(
         orders = sum(order.quantity for order in terms.orders if order.node == term.node)
         yield f"holds listed at {term.node}", term.reserved, holds
         yield f"orders listed at {term.node}", term.committed, orders
+
+
+def _kit_numbers(
+    books: Books, terms: av.AvailabilityTerms, channel: str, sku: str
+) -> Iterator[tuple[str, object, object]]:
+    parts = books.kits[sku]
+    yield "explained sellable", books.sellable(sku, channel), terms.sellable_quantity
+    yield "its parts", parts, {part.sku: part.units for part in terms.components}
+    for part in terms.components:
+        yield f"sellable of its {part.sku}", books.sellable(part.sku, channel), part.sellable_quantity
+    yield (
+        "the least of its parts",
+        terms.sellable_quantity,
+        min(part.sellable_quantity // part.units for part in terms.components),
+    )
 
 
 def _node_numbers(books: Books, sku: str, term: av.NodeTerms) -> Iterator[tuple[str, object, object]]:

@@ -4,13 +4,13 @@ One dictionary per kind of fact, one loop per formula, written from CONTRACT sec
 nothing with ``availability.domain`` or the ledger's functions. Entries are posted in the order of the
 ledger's versions, so that each grant can be checked at the very moment at which it was given.
 
-Left out because the demo does none of it: kits, fences, feeds, oversell, transfers.
+Left out because the demo does none of it: kits in kits, feeds, oversell, transfers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -32,19 +32,37 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """Units of one sku at one node."""
+    """Units of one sku at one node; ``kit_sku`` where they are a part of a kit."""
 
     sku: str
     node: str
     quantity: int
+    kit_sku: str = ""
+
+
+@dataclass(slots=True)
+class Fence:
+    """What is left of a ring-fence, and how often it was set."""
+
+    left: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Units of a hold's sku that came from the channel's fence of a generation."""
+
+    units: int
+    generation: int
 
 
 @dataclass(slots=True, kw_only=True)
 class Hold:
-    """An active reservation."""
+    """An active reservation. ``fenced``: by sku, what it took from the channel's fence."""
 
     channel: str
     lines: list[Line]
+    fenced: dict[str, Fenced]
 
 
 @dataclass(slots=True)
@@ -104,6 +122,8 @@ class Books:
         self.on_hand: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.quarantined: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.known: set[str] = set()
+        self.kits: dict[str, dict[str, int]] = {}
+        self.fences: dict[tuple[str, str], Fence] = {}
         self.holds: dict[str, Hold] = {}
         self.orders: dict[tuple[str, str], dict[str, OrderLine]] = {}
         self.oversold = 0
@@ -149,16 +169,34 @@ class Books:
                 total += self.give(sku, node)
         return rule.units + (rule.percent * total + 99) // 100
 
+    def fenced(self, sku: str, channel: str, nodes: Sequence[str] | None = None) -> int:
+        """Return what must be left for other channels' fences; as if we had fewer nodes where they are named."""
+        mine = self._counted(channel) if nodes is None else set(nodes) - self.offline
+        total = 0
+        for (other, of), fence in self.fences.items():
+            theirs = self._counted(other)
+            if other == channel or of != sku or not mine & theirs:
+                continue
+            elsewhere = sum(max(0, self.net(sku, node)) for node in theirs - mine)
+            total += max(0, fence.left - elsewhere)
+        return total
+
+    def _counted(self, channel: str) -> set[str]:
+        return set(self.channels[channel].nodes) - self.offline
+
     def sellable(self, sku: str, channel: str) -> int:
-        """Return what the channel can sell now."""
+        """Return what the channel can sell now; of a kit, as many as the scarcest of its parts allows."""
+        if sku in self.kits:
+            return min(self.sellable(part, channel) // units for part, units in self.kits[sku].items())
         if sku not in self.known:
             return 0
-        return max(0, self.pool(sku, channel) - self.buffer(sku, channel))
+        return max(0, self.pool(sku, channel) - self.buffer(sku, channel) - self.fenced(sku, channel))
 
     def sellable_at(self, sku: str, channel: str, node: str) -> int:
         """Return what the channel can sell from one node: as if it had no other, never more than in all."""
         net = self.net(sku, node)
-        alone = max(0, (min(0, net) if node in self.offline else net) - self.buffer(sku, channel, (node,)))
+        here = min(0, net) if node in self.offline else net
+        alone = max(0, here - self.buffer(sku, channel, (node,)) - self.fenced(sku, channel, (node,)))
         return min(alone, self.sellable(sku, channel))
 
     def sourcing(self, sku: str, channel: str, quantity: int) -> list[Line]:
@@ -178,19 +216,33 @@ class Books:
         self, hold_id: str, channel: str, wanted: Mapping[str, int], lines: Sequence[Line], where: str = ""
     ) -> None:
         """Post a hold; complain where the formula did not cover it or its units come from elsewhere."""
-        for sku, quantity in wanted.items():
+        hold = Hold(channel=channel, lines=list(lines), fenced={})
+        for sku, quantity in self.exploded(wanted).items():
             sellable = self.sellable(sku, channel)
             if quantity > sellable:
                 self.oversold += quantity - sellable
                 self.problems.append(
                     f"{where}: {hold_id} got {quantity} of {sku} in {channel}, {sellable} were there"
                 )
-            taken = sorted((line.node, line.quantity) for line in lines if line.sku == sku)
-            expected = sorted((line.node, line.quantity) for line in self.sourcing(sku, channel, quantity))
+            taken = _by_node(line for line in lines if line.sku == sku)
+            expected = _by_node(self.sourcing(sku, channel, quantity))
             if taken != expected:
                 self.problems.append(f"{where}: {hold_id} took {sku} from {taken}, expected {expected}")
-        self.holds[hold_id] = Hold(channel=channel, lines=list(lines))
+            fence = self.fences.get((channel, sku))
+            if fence is not None and fence.left:
+                from_fence = min(fence.left, quantity)
+                fence.left -= from_fence
+                hold.fenced[sku] = Fenced(from_fence, fence.generation)
+        self.holds[hold_id] = hold
         self._hold(lines, +1)
+
+    def exploded(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """Return plain skus and their units: kits taken apart, equal skus added up."""
+        plain: dict[str, int] = {}
+        for sku, quantity in wanted.items():
+            for part, units in self.kits.get(sku, {sku: 1}).items():
+                plain[part] = plain.get(part, 0) + units * quantity
+        return plain
 
     def refuse(
         self, channel: str, wanted: Mapping[str, int], told: Mapping[str, int], where: str = ""
@@ -209,6 +261,23 @@ class Books:
         """Post a release or an expiry of everything."""
         hold = self.holds.pop(hold_id)
         self._hold(hold.lines, -1)
+        for sku in hold.fenced:
+            self._refence(hold, sku, keep=0)
+
+    def _refence(self, hold: Hold, sku: str, *, keep: int) -> None:
+        """Give fenced units back, the last of all, and only to the fence that they were taken from."""
+        taken = hold.fenced.get(sku)
+        if taken is None or taken.units <= keep:
+            return
+        fence = self.fences.get((hold.channel, sku))
+        if fence is not None and fence.generation == taken.generation:
+            fence.left += taken.units - keep
+        hold.fenced[sku] = Fenced(keep, taken.generation)
+
+    def set_fence(self, channel: str, sku: str, units: int) -> None:
+        """Post what is left for a channel from now on."""
+        before = self.fences.get((channel, sku))
+        self.fences[channel, sku] = Fence(units, before.generation + 1 if before else 1)
 
     def shrink_hold(
         self, hold_id: str, left: Sequence[Line], given_back: Mapping[str, int], where: str = ""
@@ -220,6 +289,7 @@ class Books:
             after = sum(line.quantity for line in left if line.sku == sku)
             if before - after != given_back.get(sku, 0):
                 self.problems.append(f"{where}: {hold_id} kept {after} of {before} {sku}")
+            self._refence(hold, sku, keep=after)
         self._hold(hold.lines, -1)
         hold.lines = list(left)
         self._hold(hold.lines, +1)
@@ -279,3 +349,10 @@ class Books:
     def _hold(self, lines: Sequence[Line], sign: int) -> None:
         for line in lines:
             self._reserved[line.sku, line.node] += sign * line.quantity
+
+
+def _by_node(lines: Iterable[Line]) -> dict[str, int]:
+    units: dict[str, int] = {}
+    for line in lines:
+        units[line.node] = units.get(line.node, 0) + line.quantity
+    return units

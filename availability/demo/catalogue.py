@@ -1,4 +1,4 @@
-"""Who sells what from where in the demo: two warehouses and a store, three channels, eight skus."""
+"""Who sells what from where in the demo: two warehouses and a store, three channels, eight skus and a kit."""
 
 from __future__ import annotations
 
@@ -42,4 +42,10 @@ BUYERS_A_UNIT = 40
 SAFETY_STOCK = {("LAMP", STORE): 1, ("KETTLE", STORE): 1}
 """The pieces on display are never sold."""
 
-SKUS = (FLASH.sku, *(item.sku for item in ITEMS))
+KIT = "BREAKFAST-SET"
+KIT_PARTS = {"MUG-BLUE": 2, "KETTLE": 1}
+"""A bundle has no stock of its own: it and its parts are sold from the same shelves."""
+FENCE_CHANNEL, FENCE_SKU, FENCE_UNITS = "market", "MUG-RED", 12
+"""Units that only the marketplace may sell, agreed with it."""
+
+SKUS = (FLASH.sku, *(item.sku for item in ITEMS), KIT)

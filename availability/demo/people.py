@@ -15,6 +15,7 @@ from availability.demo.catalogue import (
     FLASH,
     FLASH_CHANNEL,
     ITEMS,
+    KIT,
 )
 from availability.demo.journal import ENDED, REFUSED
 from availability.demo.story import Order, Story
@@ -26,6 +27,8 @@ ABANDONED_HOLD_S = (1.0, 2.5)
 FLASH_AT = 0.22
 """Moment of the flash sale, as a part of the show's length."""
 FLASH_THREADS = 32
+KIT_SHARE = 0.12
+"""How often a shopper takes the bundle."""
 DOUBLE_CLICK_SHARE = 0.08
 EXPIRY_LATEST_S = 15.0
 """How long the end waits for abandoned holds to end (CONTRACT section 4: 1 s after they are due)."""
@@ -52,6 +55,8 @@ def _visit(story: Story, chance: random.Random, name: str) -> None:
     channel = chance.choices(list(CHANNEL_SHARES), weights=list(CHANNEL_SHARES.values()))[0]
     items = chance.sample(ITEMS, k=chance.choices((1, 2, 3), weights=(6, 3, 1))[0])
     wanted = {item.sku: chance.choices((1, 2, 3, 6), weights=(6, 3, 2, 1))[0] for item in items}
+    if chance.random() < KIT_SHARE:
+        wanted = {KIT: chance.choice((1, 1, 2))}
     fate = chance.random()
     walks_away = fate >= 0.78
     hold_s = chance.uniform(*ABANDONED_HOLD_S) if walks_away else CHECKOUT_HOLD_S
@@ -71,7 +76,7 @@ def _visit(story: Story, chance: random.Random, name: str) -> None:
             client.extend(hold.reservation_id, hold_s=CHECKOUT_HOLD_S)
         commit(story, hold, f"{channel[0].upper()}-{name}")
         journal.tell("order", f"{channel}: {basket} ordered")
-    elif fate < 0.70 and sum(wanted.values()) > 1:
+    elif fate < 0.70 and sum(wanted.values()) > 1 and KIT not in wanted:
         _give_back_one(
             story, hold, next(sku for sku, units in wanted.items() if units > 1 or len(wanted) > 1)
         )
@@ -139,7 +144,10 @@ def commit(story: Story, hold: res.Reservation, ref: str) -> None:
 
 def lines_of(reservation: res.Reservation) -> Sequence[Line]:
     """Return a reservation's lines as the books write them."""
-    return [Line(sku=line.sku, node=line.node, quantity=line.quantity) for line in reservation.lines]
+    return [
+        Line(sku=line.sku, node=line.node, quantity=line.quantity, kit_sku=line.kit_sku)
+        for line in reservation.lines
+    ]
 
 
 # --- The flash sale ---------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from availability.client import Client, Retry
 from availability.demo.audit import Audit, audit
-from availability.demo.catalogue import CHANNELS, FLASH, ITEMS, NODES, SKUS
+from availability.demo.catalogue import CHANNELS, FENCE_SKU, FLASH, ITEMS, KIT, NODES, SKUS
 from availability.demo.journal import Journal
 from availability.demo.people import SHOPPERS, await_expiries, flash_sale, shopper
 from availability.demo.story import Story
@@ -123,6 +123,8 @@ def _keep(console: Console, target: str) -> None:
         f"get TEE-M {sku} --channel web --nodes",
         "explain TEE-M --channel web",
         "watch --channel market --all",
+        f"explain {KIT} --channel web",
+        f"explain {FENCE_SKU} --channel web",
         "reserve --channel web TEE-M=2 LAMP=1 --hold 15m",
         f"adjust TEE-M --node {NODES[0]} --quantity 5 --reason found",
         f"policy node {NODES[1]} offline --reason 'fire drill'",

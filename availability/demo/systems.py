@@ -5,12 +5,18 @@ from __future__ import annotations
 import queue
 import random
 
+from availability.client import ClientError
 from availability.demo.books import Buffer, Line
 from availability.demo.catalogue import (
     CHANNELS,
+    FENCE_CHANNEL,
+    FENCE_SKU,
+    FENCE_UNITS,
     FLASH,
     FLASH_CHANNEL,
     ITEMS,
+    KIT,
+    KIT_PARTS,
     NODES,
     SAFETY_STOCK,
     SOUTH,
@@ -21,7 +27,7 @@ from availability.v1 import common_pb2 as common
 from availability.v1 import policy_pb2 as pol
 from availability.v1 import stock_pb2 as stk
 
-OFFLINE_AT, ONLINE_AT, TWICE_AT = 0.56, 0.80, 0.42
+FENCE_AT, OFFLINE_AT, ONLINE_AT, TWICE_AT = 0.34, 0.56, 0.80, 0.42
 """Moments of the show, as parts of its length."""
 TICK_S = 0.25
 RECEIVING = (4, 3, 2)
@@ -43,6 +49,7 @@ def set_up(story: Story) -> None:
     for sku, node in SAFETY_STOCK:
         _set_safety_stock(story, sku, node, SAFETY_STOCK[sku, node])
     _set_no_buffer(story, FLASH_CHANNEL, FLASH.sku)
+    _set_kit(story)
     opening = Feed(story, "count")  # the stock-taking before the first day is a source like any other
     for item in (FLASH, *ITEMS):
         for node, units in zip(NODES, item.opening, strict=True):
@@ -51,6 +58,7 @@ def set_up(story: Story) -> None:
                 opening.add(node, receipt)
     received = opening.send(settle=True)
     opening.close()
+    _set_fence(story, "agreed with the marketplace")
     units = sum(delta.quantity for delta in received)
     story.journal.tell(
         "stock", f"opening stock: {units} units of {len(ITEMS) + 1} skus in {len(NODES)} nodes"
@@ -58,7 +66,11 @@ def set_up(story: Story) -> None:
 
 
 def operator(story: Story) -> None:
-    """Take one warehouse offline, and bring it back."""
+    """Fill the marketplace's fence again; take one warehouse offline, and bring it back."""
+    if not story.wait_until(FENCE_AT):
+        return
+    _set_fence(story, "the marketplace's second week")
+    story.journal.tell("fence", f"{FENCE_UNITS} {FENCE_SKU} are fenced for {FENCE_CHANNEL} again")
     if not story.wait_until(OFFLINE_AT):
         return
     try:
@@ -105,6 +117,28 @@ def _set_no_buffer(story: Story, channel: str, sku: str) -> None:
     request = pol.SetSkuOverrideRequest(channel=channel, sku=sku, override=override, reason="flash sale")
     answer = story.client.call(story.client.policies.SetSkuOverride, request)
     story.journal.enter(answer.version, lambda books: books.overrides.update({(channel, sku): Buffer()}))
+
+
+def _set_kit(story: Story) -> None:
+    parts = [pol.KitComponent(sku=sku, units=units) for sku, units in KIT_PARTS.items()]
+    request = pol.SetKitRequest(kit_sku=KIT, components=parts, reason=SET_UP)
+    answer = story.client.call(story.client.policies.SetKit, request)
+    story.journal.enter(answer.version, lambda books: books.kits.update({KIT: KIT_PARTS}))
+
+
+def _set_fence(story: Story, reason: str) -> None:
+    """Fence what is agreed, or what there is where that is less."""
+    units = FENCE_UNITS
+    while True:
+        request = pol.SetRingFenceRequest(channel=FENCE_CHANNEL, sku=FENCE_SKU, units=units, reason=reason)
+        try:
+            answer = story.client.call(story.client.policies.SetRingFence, request)
+            break
+        except ClientError as error:
+            if error.reason != "FENCE_OVER_POOL" or units == 0:
+                raise
+            units -= 1
+    story.journal.enter(answer.version, lambda books: books.set_fence(FENCE_CHANNEL, FENCE_SKU, units))
 
 
 # --- The ERP ----------------------------------------------------------------------------------------------
