@@ -268,7 +268,10 @@ class Inspector:
         away = {id_ for id_, one in known.items() if one.category in watched and id_ not in present}
         self._absent = {id_: self._absent.get(id_, now) for id_ in away}
         after_s = self._settings.resolve_after_ms / 1000
-        return [id_ for id_, since in self._absent.items() if now - since >= after_s][:REPORTED_PER_LOOK]
+        gone = [id_ for id_, since in self._absent.items() if now - since >= after_s][:REPORTED_PER_LOOK]
+        for id_ in gone:
+            del self._absent[id_]  # should it come again, it must stay away anew
+        return gone
 
     def _with_room(
         self, new: list[Candidate], known: Mapping[str, ExceptionState], leaving: int

@@ -240,7 +240,7 @@ def test_a_server_that_lags_reopens_nothing(lab: Lab) -> None:
     desk.look_until_over()
     late.now_s += 20
     late.inspector.inspect()  # without having read that stock came
-    assert of(desk.look(), ExceptionCategory.OVERSOLD).state == RESOLVED
+    assert of(late.book.all(), ExceptionCategory.OVERSOLD).state == RESOLVED
 
 
 def test_a_restart_keeps_when_and_who(lab: Lab) -> None:
