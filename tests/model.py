@@ -4,7 +4,7 @@ It is the third, independent computation: it imports nothing of ours, is fast en
 meant to be read beside CONTRACT.md sections 2 to 4, in its words. Where the ledger and this file disagree,
 one of them has a bug. Time does not pass here: a test says `expire` when the ledger ended a hold.
 
-Not modelled: kits, links, and what waits for a clock.
+Not modelled: links, and what waits for a clock.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ OrderName = tuple[str, str]
 """(order_source, order_ref)"""
 Units = dict[str, int]
 """Units by node."""
+Part = tuple[str, str]
+"""(sku, kit) of a hold's line: the kit that it is a part of, or "" for a sku that was asked for by itself."""
 Lines = Sequence[tuple[str, int]]
 """(sku, quantity) as a request names them; equal skus are added up."""
 
 QUANTITY_MAX = 1_000_000_000
+KIT_DEPTH_MAX = 8
+KIT_FLAT_MAX = 100
 TOGETHER = "\0together"
 """Name of the one group of lines where a sku's lines are evaluated together."""
 ADOPTED: OrderName = ("", "\0adopted")
@@ -197,19 +201,32 @@ class Source:
 class Hold:
     """A reservation. `lines` is what it holds per sku, in order of sourcing, or held when it ended.
 
-    `fenced` are units of a line that came from its channel's ring-fence, and of which generation.
+    `fenced` are units of a line that came from its channel's ring-fence, and of which generation; `kits` how many of
+    each kit, and the recipe of one, by which it was made.
     """
 
     channel: str
     order_source: str
     order: OrderName | None
     node: str
-    lines: dict[str, list[Source]]
+    lines: dict[Part, list[Source]]
     state: str = "ACTIVE"
-    fenced: dict[str, tuple[int, int]] = field(default_factory=dict)
+    fenced: dict[Part, tuple[int, int]] = field(default_factory=dict)
+    kits: dict[str, tuple[int, dict[str, int]]] = field(default_factory=dict)
 
-    def quantity(self, sku: str) -> int:
-        return sum(source.quantity for source in self.lines.get(sku, []))
+    def quantity(self, sku: str, kit: str = "") -> int:
+        return sum(source.quantity for source in self.lines.get((sku, kit), []))
+
+    def parts(self, sku: str) -> list[Part]:
+        """Lines of a sku: by itself, and in kits."""
+        return [part for part in self.lines if part[0] == sku]
+
+    def units(self, sku: str) -> int:
+        """All units of a sku, those in kits too."""
+        return sum(self.quantity(*part) for part in self.parts(sku))
+
+    def skus(self) -> list[str]:
+        return list(dict.fromkeys(sku for sku, _ in self.lines))
 
 
 @dataclass(frozen=True)
@@ -234,6 +251,17 @@ class Order:
     channel: str = ""
     auto: dict[tuple[str, str], list[tuple[str, int]]] = field(default_factory=dict)
     committed: dict[str, Units] = field(default_factory=dict)
+    kits: list[tuple[str, int, dict[str, int]]] = field(default_factory=list)
+    """(kit, how many, recipe) of our commits, one entry for each recipe that a kit had."""
+
+    def remember_kits(self, kits: dict[str, tuple[int, dict[str, int]]]) -> None:
+        for kit, (count, recipe) in kits.items():
+            for i, (name, before, known) in enumerate(self.kits):
+                if name == kit and known == recipe:
+                    self.kits[i] = (kit, before + count, recipe)
+                    break
+            else:
+                self.kits.append((kit, count, recipe))
 
     def is_cancelled(self) -> bool:
         """Tell whether the whole order was cancelled and no line has been reopened since."""
@@ -412,6 +440,7 @@ class Model:
         self.fences: dict[tuple[str, str], Fence] = {}
         self.fences_set = 0
         self.positions: dict[str, dict[str, Position]] = {}
+        self.kits: dict[str, Lines] = {}
         self.holds: dict[str, Hold] = {}
         self.orders: dict[OrderName, Order] = {}
         self.marks: dict[tuple[str, str], int] = {}
@@ -568,20 +597,22 @@ class Model:
             if node and node not in self.channel_nodes(channel):
                 raise Refusal("INVALID_REQUEST")
             wanted = add_up(lines)
-            shortages = self._shortages(channel, wanted, node)
-            granted = dict(wanted)
-            for short in shortages:
-                granted[short.sku] = short.sellable
+            granted, shortages = self._serve(channel, wanted, node)
             if not any(granted.values()) or (shortages and not allow_partial):
                 return Granted("INSUFFICIENT_STOCK", shortages=shortages)
             order = (order_source or channel, order_ref) if order_ref else None
-            sources = {
-                sku: self._source(channel, sku, units, node) for sku, units in granted.items() if units
-            }
-            self.holds[reservation_id] = Hold(channel, order_source, order, node, sources)
+            hold = Hold(channel, order_source, order, node, {})
+            units: dict[Part, int] = {}
+            for name, count in granted.items():
+                if name in self.kits and count:
+                    hold.kits[name] = (count, self.recipe(name))
+                for sku, each in self.recipe(name).items():
+                    units[sku, name if name in self.kits else ""] = each * count
+            hold.lines = self._source_all(channel, {part: n for part, n in units.items() if n}, node)
+            self.holds[reservation_id] = hold
             self._take_fenced(reservation_id)
             self._carrying.setdefault(self._owner(reservation_id), []).append(reservation_id)
-            self._count_held(self._owner(reservation_id), sources)
+            self._count_held(self._owner(reservation_id), hold.skus())
             return Granted("PARTIAL" if shortages else "RESERVED", reservation_id, shortages)
 
         content = ("reserve", channel, tuple(lines), hold_ms, order_source, order_ref, allow_partial, node)
@@ -606,20 +637,21 @@ class Model:
             if hold.state in ("COMMITTED", "RELEASED"):
                 raise Refusal("RESERVATION_NOT_ACTIVE")
             if hold.state == "EXPIRED":
-                wanted = {sku: hold.quantity(sku) for sku in hold.lines}
-                if self._shortages(hold.channel, wanted, hold.node):
-                    raise Refusal("RESERVATION_EXPIRED")
-                hold.lines = {
-                    sku: self._source(hold.channel, sku, units, hold.node) for sku, units in wanted.items()
-                }
+                for sku in hold.skus():
+                    if hold.units(sku) > self.grantable(hold.channel, sku, hold.node):
+                        raise Refusal("RESERVATION_EXPIRED")
+                wanted = {part: hold.quantity(*part) for part in hold.lines}
+                hold.lines = self._source_all(hold.channel, wanted, hold.node)
                 self._take_fenced(reservation_id)
             self._end(reservation_id, "COMMITTED")
             hold.order_source, hold.order = name[0], name
             order = self.orders.setdefault(name, Order())
             order.channel = order.channel or hold.channel
-            for sku, sources in hold.lines.items():
+            order.remember_kits(hold.kits)
+            for (sku, _), sources in hold.lines.items():
                 for source in sources:
                     add(order.sourced.setdefault(sku, {}), source.node, source.quantity)
+            for sku in hold.skus():
                 self._settle(name, sku)
             return Changed("COMMITTED", order_cancelled=order.is_cancelled())
 
@@ -631,15 +663,29 @@ class Model:
         def decide() -> Changed:
             hold = self._active(reservation_id)
             back = add_up(lines)
-            if any(units > hold.quantity(sku) for sku, units in back.items()):
-                raise Refusal("INVALID_REQUEST")
-            if not back or all(back.get(sku) == hold.quantity(sku) for sku in hold.lines):
+            units: dict[Part, int] = {}
+            for name, quantity in back.items():
+                if name in hold.kits:  # whole kits; a part that the order cancelled is not there any more
+                    count, recipe = hold.kits[name]
+                    if quantity > count:
+                        raise Refusal("INVALID_REQUEST")
+                    units |= {
+                        (sku, name): n * quantity for sku, n in recipe.items() if (sku, name) in hold.lines
+                    }
+                elif quantity > hold.quantity(name):
+                    raise Refusal("INVALID_REQUEST")
+                else:
+                    units[name, ""] = quantity
+            if not back or all(units.get(part) == hold.quantity(*part) for part in hold.lines):
                 self._end(reservation_id, "RELEASED")
                 return Changed("RELEASED")
-            for sku, units in back.items():
-                self._give_back(hold.lines, sku, units)
-                self._return_fenced(hold, sku, hold.quantity(sku))
-            self._count_held(self._owner(reservation_id), back)
+            for name in set(back) & set(hold.kits):
+                hold.kits[name] = (hold.kits[name][0] - back[name], hold.kits[name][1])
+            hold.kits = {kit: left for kit, left in hold.kits.items() if left[0]}
+            for part, quantity in units.items():
+                self._give_back(hold.lines, part, quantity)
+                self._return_fenced(hold, part, hold.quantity(*part))
+            self._count_held(self._owner(reservation_id), {sku for sku, _ in units})
             return Changed("ACTIVE")
 
         return self._once(request_id, ("release", reservation_id, tuple(lines)), decide)
@@ -652,10 +698,15 @@ class Model:
     def held(self, reservation_id: str) -> dict[tuple[str, str], int]:
         """Units of a reservation by (sku, node)."""
         units: dict[tuple[str, str], int] = {}
-        for sku, sources in self.holds[reservation_id].lines.items():
+        for (sku, _), sources in self.holds[reservation_id].lines.items():
             for source in sources:
                 add(units, (sku, source.node), source.quantity)
         return units
+
+    def held_parts(self, reservation_id: str) -> dict[Part, int]:
+        """Units of a reservation by (sku, kit)."""
+        hold = self.holds[reservation_id]
+        return {part: hold.quantity(*part) for part in hold.lines}
 
     def _once(self, request_id: str, content: object, decide: Callable[[], T]) -> T:
         """Decide a request once: the same content gets the first outcome, refusals too."""
@@ -694,24 +745,52 @@ class Model:
             raise Refusal("INVALID_REQUEST")
         return source, ref
 
-    def _shortages(self, channel: str, wanted: dict[str, int], node: str) -> tuple[Shortage, ...]:
+    def _serve(
+        self, channel: str, wanted: dict[str, int], node: str
+    ) -> tuple[dict[str, int], tuple[Shortage, ...]]:
+        """Serve lines in order, kits whole, each from what those before it left: (granted, shortages)."""
+        granted: dict[str, int] = {}
         shortages = []
-        for sku, units in wanted.items():
-            sellable = self.grantable(channel, sku, node)
-            if sellable < units:
-                shortages.append(Shortage(sku, units, sellable))
-        return tuple(shortages)
+        gone: dict[str, int] = {}
+        for name, count in wanted.items():
+            recipe = self.recipe(name)
+            can = min(
+                (self.grantable(channel, sku, node) - gone.get(sku, 0)) // units
+                for sku, units in recipe.items()
+            )
+            if self.blocked(channel, name):
+                can = 0
+            granted[name] = min(count, can)
+            if can < count:
+                shortages.append(Shortage(name, count, can))
+            for sku, units in recipe.items():
+                add(gone, sku, granted[name] * units)
+        return granted, tuple(shortages)
 
-    def _source(self, channel: str, sku: str, units: int, node: str) -> list[Source]:
+    def _source_all(self, channel: str, wanted: dict[Part, int], node: str) -> dict[Part, list[Source]]:
         """Take units from nodes in order, each up to what is free; the rest is oversold at the first of N."""
-        nodes = [node] if node else self._serving(channel, sku)
-        return self._take(sku, units, nodes, nodes[:1])
+        lines: dict[Part, list[Source]] = {}
+        gone: dict[tuple[str, str], int] = {}
+        for part, units in wanted.items():
+            sku = part[0]
+            nodes = [node] if node else self._serving(channel, sku)
+            lines[part] = self._take(sku, units, nodes, nodes[:1], gone)
+            for source in lines[part]:
+                add(gone, (sku, source.node), source.quantity - source.oversold)
+        return lines
 
-    def _take(self, sku: str, units: int, nodes: list[str], first: list[str]) -> list[Source]:
+    def _take(
+        self,
+        sku: str,
+        units: int,
+        nodes: list[str],
+        first: list[str],
+        gone: dict[tuple[str, str], int] | None = None,
+    ) -> list[Source]:
         sources = []
         left = units
         for name in nodes:
-            taken = min(left, self.free(sku, name))
+            taken = min(left, self.free(sku, name) - (gone or {}).get((sku, name), 0))
             left -= taken
             if taken:
                 sources.append(Source(name, taken))
@@ -723,8 +802,8 @@ class Model:
                 sources.insert(0, Source(first[0], left, left))
         return sources
 
-    def _give_back(self, lines: dict[str, list[Source]], sku: str, units: int) -> None:
-        sources = lines[sku]
+    def _give_back(self, lines: dict[Part, list[Source]], part: Part, units: int) -> None:
+        sources = lines[part]
         for source in sources:
             back = min(units, source.oversold)
             source.oversold -= back
@@ -734,9 +813,9 @@ class Model:
             back = min(units, source.quantity)
             source.quantity -= back
             units -= back
-        lines[sku] = [source for source in sources if source.quantity]
-        if not lines[sku]:
-            del lines[sku]
+        lines[part] = [source for source in sources if source.quantity]
+        if not lines[part]:
+            del lines[part]
 
     def _end(self, reservation_id: str, state: str) -> None:
         """End a hold: it counts no more. Its lines stay, as what it held."""
@@ -744,10 +823,10 @@ class Model:
         if hold.state == "ACTIVE":
             owner = self._owner(reservation_id)
             self._carrying[owner].remove(reservation_id)
-            self._count_held(owner, hold.lines)
+            self._count_held(owner, hold.skus())
             if state != "COMMITTED":
-                for sku in hold.lines:
-                    self._return_fenced(hold, sku, 0)
+                for part in hold.lines:
+                    self._return_fenced(hold, part, 0)
         hold.state = state
 
     # --- ring-fences
@@ -755,22 +834,22 @@ class Model:
     def _take_fenced(self, reservation_id: str) -> None:
         """Let what was granted come from the channel's fences first."""
         hold = self.holds[reservation_id]
-        for sku in hold.lines:
-            fence = self.fences.get((hold.channel, sku))
+        for part in hold.lines:
+            fence = self.fences.get((hold.channel, part[0]))
             if fence:
-                taken = min(hold.quantity(sku), fence.left)
+                taken = min(hold.quantity(*part), fence.left)
                 fence.left -= taken
-                hold.fenced[sku] = (taken, fence.generation)
+                hold.fenced[part] = (taken, fence.generation)
 
-    def _return_fenced(self, hold: Hold, sku: str, units_left: int) -> None:
+    def _return_fenced(self, hold: Hold, part: Part, units_left: int) -> None:
         """Give back fenced units of a line that `units_left` are left of: last, and to the same generation only."""
-        taken, generation = hold.fenced.pop(sku, (0, 0))
+        taken, generation = hold.fenced.pop(part, (0, 0))
         keeps = min(taken, units_left)
-        fence = self.fences.get((hold.channel, sku))
+        fence = self.fences.get((hold.channel, part[0]))
         if fence and fence.generation == generation:
             fence.left += taken - keeps
         if keeps:
-            hold.fenced[sku] = (keeps, generation)
+            hold.fenced[part] = (keeps, generation)
 
     # --- what holds count as reserved
 
@@ -788,11 +867,13 @@ class Model:
             units: Units = {}
             covered = self.covered(owner, sku)
             for reservation_id in reversed(self._carrying.get(owner, [])):
-                lines = {sku: [replace(source) for source in self.holds[reservation_id].lines.get(sku, [])]}
-                lowered = min(covered, sum(source.quantity for source in lines[sku]))
-                self._give_back(lines, sku, lowered)
-                covered -= lowered
-                for source in lines.get(sku, []):
+                hold = self.holds[reservation_id]
+                lines = {part: [replace(source) for source in hold.lines[part]] for part in hold.parts(sku)}
+                for part in list(lines):
+                    lowered = min(covered, hold.quantity(*part))
+                    self._give_back(lines, part, lowered)
+                    covered -= lowered
+                for source in (source for sources in lines.values() for source in sources):
                     add(units, source.node, source.quantity)
             self._replace(self._reserved, sku, self._held.pop((owner, sku), {}), units)
             if units:
@@ -818,7 +899,7 @@ class Model:
 
     def lowered(self, sku: str) -> int:
         """Units of a sku that are held but not counted as reserved."""
-        held = sum(hold.quantity(sku) for hold in self.holds.values() if hold.state == "ACTIVE")
+        held = sum(hold.units(sku) for hold in self.holds.values() if hold.state == "ACTIVE")
         return held - sum(units for (of, _), units in self._reserved.items() if of == sku)
 
     def adopt_reserved(self, sku: str, units: Units) -> None:
@@ -997,6 +1078,8 @@ class Model:
         )
         if incomplete:
             return "INVALID_REQUEST"
+        if delta.sku in self.kits:
+            return "KIT_SKU"
         if delta.node and delta.node not in self.nodes and not self.auto_create:
             return "UNKNOWN_NODE"
         position = self.positions.get(delta.sku, {}).get(delta.node)
@@ -1152,11 +1235,14 @@ class Model:
         """End the ACTIVE holds that carry a cancelled order, or (with a sku) their units of it."""
         for reservation_id in list(self._carrying.get(name, [])):
             hold = self.holds[reservation_id]
-            if not sku or list(hold.lines) == [sku]:
+            if not sku or hold.skus() == [sku]:
                 self._end(reservation_id, "RELEASED")
-            elif sku in hold.lines:
-                del hold.lines[sku]
-                self._return_fenced(hold, sku, 0)
+            elif sku in hold.skus():
+                for part in hold.parts(sku):
+                    del hold.lines[part]
+                    self._return_fenced(hold, part, 0)
+                in_kits = {kit for _, kit in hold.lines}
+                hold.kits = {kit: made for kit, made in hold.kits.items() if kit in in_kits}
                 self._count_held(name, [sku])
 
     def _position(self, sku: str, node: str) -> Position:
@@ -1196,6 +1282,46 @@ class Model:
             self.stops.add((channel, sku))
         else:
             self.stops.discard((channel, sku))
+
+    def set_kit(self, kit: str, components: Lines) -> dict[str, int]:
+        """Set what a kit is made of; nothing: it is no kit any more. Answer its recipe in plain skus."""
+        if components and self.positions.get(kit):
+            raise Refusal("KIT_HAS_STOCK")
+        before = dict(self.kits)
+        self.kits.pop(kit, None)
+        if components:
+            self.kits[kit] = components
+        try:
+            for name in self.kits:
+                if len(self._flatten(name, ())) > KIT_FLAT_MAX:
+                    raise Refusal("KIT_TOO_LARGE")
+        except Refusal:
+            self.kits = before
+            raise
+        return self.recipe(kit) if components else {}
+
+    def recipe(self, name: str) -> dict[str, int]:
+        """The plain skus of one kit by name, equal ones added up; a plain sku is made of itself."""
+        return dict(sorted(self._flatten(name, ()).items(), key=lambda entry: entry[0].encode()))
+
+    def kit_sellable(self, channel: str, kit: str) -> int:
+        """Whole kits that the channel can sell: an override of the kit's own code says nothing about it."""
+        if self.blocked(channel, kit):
+            return 0
+        return min(self.sellable(channel, sku) // units for sku, units in self.recipe(kit).items())
+
+    def _flatten(self, name: str, within: tuple[str, ...]) -> dict[str, int]:
+        if name not in self.kits:
+            return {name: 1}
+        if name in within:
+            raise Refusal("KIT_CYCLE")
+        if len(within) == KIT_DEPTH_MAX:
+            raise Refusal("KIT_TOO_DEEP")
+        flat: dict[str, int] = {}
+        for part, units in self.kits[name]:
+            for sku, inner in self._flatten(part, (*within, name)).items():
+                add(flat, sku, units * inner)
+        return flat
 
     def set_fence(self, channel: str, sku: str, units: int) -> None:
         """Set what is left for the channel, as a new generation; 0 takes the fence away."""

@@ -286,7 +286,7 @@ class FenceMachine(RuleBasedStateMachine):
     def release(self, pick: int, part: int | None) -> None:
         name = self.pick(pick)
         hold, request = self.model.holds[name], self.next_id()
-        held = list(hold.lines)
+        held = hold.skus()
         lines = [(held[pick % len(held)], part)] if part and held else []
         real = self.lab.release(request, name, lines)
         try:

@@ -31,6 +31,7 @@ from tests.wire import NodeTerms, Service
 
 NODES = ("node {1}", "node:2", "ñode 3")
 SKUS = 3
+KITS = (3, 4)  # numbers of skus that are kits most of the time
 BASE_US = (int(time.time()) - 3600) * 1_000_000
 HARD_CASES = (
     "last unit",
@@ -43,10 +44,14 @@ HARD_CASES = (
     "percent buffer",
     "part of a spread hold",
     "another channel's fence",
+    "kit beside its part",
+    "part of held kits",
+    "kit held by an older recipe",
 )
 HARD_SHARE_MIN = 0.01
 
 skus = st.integers(0, SKUS - 1)
+wares = st.sampled_from([*range(SKUS), *KITS])
 nodes = st.sampled_from(NODES)
 channels = st.sampled_from(["web", "shop", "pos"])
 amounts = st.integers(1, 5)
@@ -117,6 +122,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for place, quantity in enumerate(stock):
             if quantity:
                 self.tell("RECEIPT", sku=self.sku(place % SKUS), node=NODES[place // SKUS], quantity=quantity)
+        self.set_kit_in_both(KITS[0], [(0, 1), (1, 2)])
+        self.set_kit_in_both(KITS[1], [(KITS[0], 1), (0, 1)])
         self.compare()
 
     def configure(self, change: str, *args: Any, **fields: Any) -> None:
@@ -175,6 +182,7 @@ class LedgerMachine(RuleBasedStateMachine):
             known = self.service.reservation
             if wire.reservation_state(known) == "ACTIVE":
                 assert wire.held(known) == self.model.held(known.reservation_id)
+                assert wire.held_parts(known) == self.model.held_parts(known.reservation_id)
 
     def compare(self) -> None:
         """Compare every position, every term and every sellable."""
@@ -187,6 +195,9 @@ class LedgerMachine(RuleBasedStateMachine):
             real = self.service.sellables(channel, names, at=version)
             terms = [self.model.terms(channel, sku) for sku in names]
             assert real == [(term.sellable, term.state) for term in terms], f"sellables of {channel}"
+            kits = list(self.model.kits)
+            found = self.service.sellables(channel, kits, at=version) if kits else []
+            assert [sellable for sellable, _ in found] == [self.model.kit_sellable(channel, k) for k in kits]
         for sku in names:
             self.compare_positions(sku)
 
@@ -233,6 +244,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 key = (line.sku, facts.node)
                 committed[key] = committed.get(key, 0) + facts.committed
         order = self.model.orders[source, ref]
+        kits = [(k.kit_sku, k.quantity, {c.sku: c.units for c in k.components}) for k in real.kits]
+        assert kits == sorted(order.kits, key=lambda kit: kit[0].encode())
         mine = {(sku, node): n for sku, units in order.committed.items() for node, n in units.items() if n}
         assert {key: n for key, n in committed.items() if n} == mine, f"order {source} {ref}: {real}"
         carrying = [
@@ -263,6 +276,9 @@ class LedgerMachine(RuleBasedStateMachine):
             cases.append("repeated sku lines")
         if any(self.model.terms(channel, sku).fenced for sku in chosen):
             cases.append("another channel's fence")
+        parts = [sku for name in set(chosen) for sku in self.model.recipe(name)]
+        if len(set(parts)) < len(parts):
+            cases.append("kit beside its part")
         return cases
 
     # --- rules: stock
@@ -407,7 +423,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(
         channel=channels,
-        basket=st.lists(st.tuples(skus, amounts), min_size=1, max_size=4),
+        basket=st.lists(st.tuples(wares, amounts), min_size=1, max_size=4),
         partial=st.sampled_from([False, False, True]),
         ref=st.one_of(st.just(""), st.just(""), orders),
         source=st.sampled_from(["", "web", "legacy"]),
@@ -492,8 +508,37 @@ class LedgerMachine(RuleBasedStateMachine):
     def release(self, pick: int, part: int | None) -> None:
         hold = self.pick_hold(pick)
         held = list(self.model.holds[hold].lines)
-        lines = ((held[pick % len(held)], part),) if part and held else ()
+        lines: tuple[tuple[str, int], ...] = ()
+        if part and held:
+            sku, kit = held[pick % len(held)]
+            lines = ((kit if kit and pick // 7 % 4 else sku, part),)  # a part by its own name is refused
         self.release_lines(hold, lines)
+
+    @rule(
+        channel=channels,
+        number=st.sampled_from(KITS),
+        beside=wares,
+        back=st.sampled_from(["kit", "kit", "kit", "kit", "beside", "part"]),
+        change=st.sampled_from([(), ((0, 1),), ((1, 1),), ((2, 2),), ((1, 1), (2, 3))]),
+    )
+    def take_kits_apart(
+        self, channel: str, number: int, beside: int, back: str, change: tuple[tuple[int, int], ...]
+    ) -> None:
+        """Hold kits beside another sku, perhaps change the recipe, and give one of something back."""
+        name, kit = self.channel(channel), self.sku(number)
+        recipe = self.model.recipe(kit)
+        for sku, units in recipe.items():
+            if sku != kit:
+                self.tell("RECEIPT", sku=sku, node=NODES[number % len(NODES)], quantity=2 * units)
+        made = len(self.model.holds)
+        self.draw(*self.cases_of(name, [number, beside]))
+        self.request("reserve", name, ((kit, 2), (self.sku(beside), 1)), allow_partial=True)
+        if change:
+            self.set_kit_in_both(number, change)
+        if len(self.model.holds) > made:
+            given = {"kit": kit, "beside": self.sku(beside), "part": min(recipe)}[back]
+            self.release_lines(list(self.model.holds)[-1], ((given, 1),))
+        self.compare()
 
     @rule(channel=channels, number=skus, part=st.integers(1, 3), where=st.permutations(NODES))
     def take_a_spread_hold_apart(self, channel: str, number: int, part: int, where: list[str]) -> None:
@@ -511,14 +556,22 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def release_lines(self, hold: str, lines: tuple[tuple[str, int], ...]) -> None:
         known = self.model.holds[hold]
-        splits = any(sku in self.spread(hold) and units < known.quantity(sku) for sku, units in lines)
-        self.draw(*(["part of a spread hold"] if splits and known.state == "ACTIVE" else []))
+        cases = []
+        if known.state == "ACTIVE":
+            if any(sku in self.spread(hold) and units < known.quantity(sku) for sku, units in lines):
+                cases.append("part of a spread hold")
+            whole = [sku for sku, units in lines if sku in known.kits and units <= known.kits[sku][0]]
+            cases += ["part of held kits"] if whole else []
+            if any(self.model.recipe(sku) != known.kits[sku][1] for sku in whole):
+                cases.append("kit held by an older recipe")
+        self.draw(*cases)
         self.request("release", hold, lines)
         self.compare()
 
     def spread(self, hold: str) -> list[str]:
         """Name the skus that a hold takes from several nodes."""
-        return [sku for sku, sources in self.model.holds[hold].lines.items() if len(sources) > 1]
+        lines = self.model.holds[hold].lines
+        return [sku for (sku, kit), sources in lines.items() if len(sources) > 1 and not kit]
 
     @precondition(lambda self: self.model.holds)
     @rule(pick=picks)
@@ -577,6 +630,40 @@ class LedgerMachine(RuleBasedStateMachine):
             self.configure("set_override", name, sku, override)
         self.compare()
 
+    def set_kit_in_both(self, number: int, parts: Sequence[tuple[int, int]]) -> None:
+        """Set a recipe in both and compare what it is made of, or why not."""
+        components = [(self.sku(part), units) for part, units in parts]
+        mine = outcome_of(self.model.set_kit, self.sku(number), components)
+        if self.service:
+            real = outcome_of(self.service.set_kit, self.sku(number), components)
+            assert str(real) == str(mine), f"kit {number} of {parts}: {real} but {mine} in the model"
+
+    @rule(
+        number=st.sampled_from([*KITS, *KITS, 0]),
+        parts=st.lists(st.tuples(wares, st.integers(1, 3)), max_size=3),
+    )
+    def set_kit(self, number: int, parts: list[tuple[int, int]]) -> None:
+        """Change a recipe, with cycles and with codes that have stock."""
+        self.draw()
+        self.set_kit_in_both(number, parts)
+        self.compare()
+
+    @precondition(lambda self: self.model.kits)
+    @rule(
+        type_=st.sampled_from(["RECEIPT", "ORDER_PLACED", "ORDER_ALLOCATED", "SHIPMENT"]),
+        pick=picks,
+        node=nodes,
+        ref=orders,
+    )
+    def name_a_kit(self, type_: str, pick: int, node: str, ref: str) -> None:
+        """No fact is about a kit."""
+        self.draw()
+        kit = list(self.model.kits)[pick % len(self.model.kits)]
+        fields = {} if type_ == "RECEIPT" else {"order_source": self.order_source("web"), "order_ref": ref}
+        fields |= {} if type_ == "ORDER_PLACED" else {"node": node}
+        assert self.tell(type_, sku=kit, quantity=1, **fields) == "REJECTED"
+        self.compare()
+
     @rule(node=nodes, online=st.booleans())
     def set_node(self, node: str, online: bool) -> None:
         self.draw()
@@ -620,10 +707,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.compare()
 
 
-def outcome_of(call: Callable[..., Any], *args: Any, **fields: Any) -> Granted | Changed | Refusal:
+def outcome_of(call: Callable[..., Any], *args: Any, **fields: Any) -> Any:  # a call's own answer, or Refusal
     """Make a call; a refusal is an outcome too."""
     try:
-        answer: Granted | Changed = call(*args, **fields)
+        answer = call(*args, **fields)
     except Refusal as refusal:
         return refusal
     return answer

@@ -317,6 +317,14 @@ def held(reservation: res.Reservation) -> dict[tuple[str, str], int]:
     return units
 
 
+def held_parts(reservation: res.Reservation) -> dict[tuple[str, str], int]:
+    """Units of a reservation by (sku, kit)."""
+    units: dict[tuple[str, str], int] = {}
+    for line in reservation.lines:
+        units[line.sku, line.kit_sku] = units.get((line.sku, line.kit_sku), 0) + line.quantity
+    return units
+
+
 def to_proto(delta: Delta) -> stk.Delta:
     """Write a delta of the model as a message."""
     occurred = Timestamp(seconds=delta.occurred_us // 1_000_000, nanos=delta.occurred_us % 1_000_000 * 1000)

@@ -235,3 +235,41 @@ def test_an_open_order_closes_after_its_own_last_fact(lab: Lab) -> None:
     pass_days(lab, 2 * DAY_MS)
     assert lab.results(delta("SHIPMENT", "a", "n1", 1, **order)) == ["REJECTED ORDER_CLOSED"]
     audit(lab.redis)
+
+
+def test_an_expired_hold_of_kits_is_reserved_anew_by_its_own_recipe(lab: Lab) -> None:
+    """A commit after expiry takes what the hold was made of, kits and a part beside them together, or nothing."""
+    lab.control(now_ms=NOW_MS)
+    lab.receive("cup", "n1", 9)
+    lab.receive("pot", "n1", 2)
+    lab.policy("k1", "kit", ["set", [["cup", 4], ["pot", 1]]])
+    for name in ("sold", "lost"):
+        held = lab.reserve(name, [("set", 1), ("cup", 1)], hold_ms=2_000 if name == "sold" else 3_000)
+        assert held.status == ("RESERVED" if name == "sold" else "INSUFFICIENT_STOCK")
+    lab.policy("k2", "kit", ["set", [["cup", 1]]])
+    lab.control(now_ms=NOW_MS + 2_000)
+    assert lab.sweep().expired == 1
+    assert lab.position("cup", "n1") == (9, 0, 0, 0)
+    late = lab.commit("c", "r-sold", "o1")
+    assert late.status == "COMMITTED"
+    assert [(line.sku, line.kit_sku) for line in late.lines] == [("cup", "set"), ("pot", "set"), ("cup", "")]
+    assert (lab.position("cup", "n1"), lab.position("pot", "n1")) == ((9, 0, 0, 5), (2, 0, 0, 1))
+    kits = lab.ledger.order("web", "o1")[3]
+    assert [(kit, [(made.quantity, made.flat) for made in recipes]) for kit, recipes in kits] == [
+        ("set", [(1, [("cup", 4), ("pot", 1)])])
+    ]
+    audit(lab.redis)
+
+
+def test_an_expired_hold_of_kits_is_lost_where_a_shared_part_is_short(lab: Lab) -> None:
+    """Four cups in the kit and one beside it are five, and four are left: no part of it is committed."""
+    lab.control(now_ms=NOW_MS)
+    lab.receive("cup", "n1", 5)
+    lab.policy("k1", "kit", ["set", [["cup", 4]]])
+    assert lab.reserve("first", [("set", 1), ("cup", 1)], hold_ms=2_000).status == "RESERVED"
+    lab.control(now_ms=NOW_MS + 2_000)
+    assert lab.sweep().expired == 1
+    assert lab.reserve("other", [("cup", 1)]).status == "RESERVED"
+    assert lab.commit("c", "r-first", "o1").status == "RESERVATION_EXPIRED"
+    assert lab.position("cup", "n1") == (5, 0, 1, 0)
+    audit(lab.redis)

@@ -158,6 +158,17 @@ ORDER: dict[str, Any] = {"order_source": "web", "order_ref": "named"}
 FORGOTTEN = ("res:", "ended:", "ord:", "ord_last", "req:", "evt:", "exc")
 """What a sweep forgets is gone for good, and the next sweep goes on where this one ended."""
 
+
+def make_kits(lab: Lab) -> None:
+    lab.policy("kit 1", "kit", ["set", [["a", 2], ["b", 1]]])
+    lab.policy("kit 2", "kit", ["room", [["set", 1], ["c", 1]]])
+
+
+def hold_kits(lab: Lab) -> None:
+    make_kits(lab)
+    assert lab.reserve("kits", [("set", 2), ("a", 1)]).status == "RESERVED"
+
+
 SITUATIONS = [
     Situation(name="reserve", function="reserve", call=reserve("q", [("a", 3), ("b", 2)])),
     Situation(name="reserve several nodes", function="reserve", call=reserve("q", [("a", 15), ("b", 5)])),
@@ -217,6 +228,26 @@ SITUATIONS = [
         name="release a part for an order", function="release", call=release("r-named", ("a", 2), ("b", 2))
     ),
     Situation(name="release, others due", function="release", call=release("r-plain"), due=True),
+    Situation(
+        name="reserve kits beside a part",
+        function="reserve",
+        call=reserve("q", [("set", 2), ("a", 1)], order_ref="told", order_source="web"),
+        prepare=make_kits,
+    ),
+    Situation(
+        name="release kits",
+        function="release",
+        call=release("r-kits", ("set", 1), ("a", 1)),
+        prepare=hold_kits,
+    ),
+    Situation(name="commit kits", function="commit", call=commit("r-kits", "o9"), prepare=hold_kits),
+    Situation(
+        name="kit in kits",
+        function="policy",
+        call=policy("kit", "set", [["b", 1], ["x", 2]]),
+        prepare=make_kits,
+    ),
+    Situation(name="no kit any more", function="policy", call=policy("kit", "set", []), prepare=make_kits),
     Situation(name="heartbeat", function="deltas", call=deltas()),
     Situation(name="receipt", function="deltas", call=deltas(delta("RECEIPT", "a", "n1", 5))),
     Situation(
