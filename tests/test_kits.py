@@ -201,6 +201,16 @@ def test_kits_and_their_parts_are_judged_together(shop: Shop) -> None:
     assert shop.free("cup", "pot") == {"cup": 10, "pot": 2}
 
 
+def test_an_explanation_adds_a_part_and_its_kits_up(shop: Shop) -> None:
+    """One hold stands behind a figure with all that it has of the sku, in kits and beside them."""
+    shop.kit("set", cup=4)
+    shop.stock({"cup": 9})
+    _, hold = shop.reserve(set=1, cup=2)
+    terms = shop.service.explain(shop.web, shop.sku("cup")).terms
+    assert [node.reserved for node in terms.nodes if node.reserved] == [6]
+    assert [(h.reservation_id, h.quantity) for h in terms.holds] == [(hold, 6)]
+
+
 def test_a_partial_answer_holds_whole_kits_in_order(shop: Shop) -> None:
     """With allow_partial, a kit is never held in pieces."""
     shop.kit("set", cup=4, pot=1)

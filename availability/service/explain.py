@@ -172,12 +172,15 @@ class Explainer:
 
 def _holds(behind: Behind) -> list[Part]:
     """Units that each reservation counts at each node: what it holds, less what its order's facts count already."""
-    held = {(who, node): units for who, sources in behind.holds for node, units in sources}
+    held: Counter[tuple[str, str]] = Counter()
+    for who, sources in behind.holds:
+        for node, units in sources:  # a node twice: of a kit, and of the sku by itself
+            held[who, node] += units
     for _, (waived, reservations) in behind.waived:
         for node, units in waived.items():
             left = units
             for who in reservations:
-                take = min(left, held.get((who, node), 0))
+                take = min(left, held[who, node])
                 if take:
                     held[who, node] -= take
                     left -= take
