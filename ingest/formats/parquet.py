@@ -1,0 +1,57 @@
+"""Parquet: read by row groups through polars, a slice at a time."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ingest.rows import ArtifactRefused, BadRow, Row
+
+SLICE_ROWS = 10_000
+
+
+class ParquetSettings(BaseModel):
+    """Parquet describes itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["parquet"] = "parquet"
+
+
+class ParquetDecoder:
+    """Reads slices of rows; keeps one slice in memory. Positions are row numbers from 1."""
+
+    def __init__(self, _: ParquetSettings) -> None:
+        pass
+
+    def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
+        """Yield rows with the columns asked for. Raises ArtifactRefused for what is no Parquet file."""
+        import polars as pl
+
+        path = Path(str(getattr(artifact, "name", "")))
+        with tempfile.TemporaryDirectory() as folder:
+            if not path.is_file():  # a stream: Parquet is read from its end
+                path = Path(folder) / "artifact.parquet"
+                with path.open("wb") as copy:
+                    shutil.copyfileobj(artifact, copy)
+            try:
+                lazy = pl.scan_parquet(path)
+                names = lazy.collect_schema().names()
+                total = lazy.select(pl.len()).collect().item()
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise ArtifactRefused(f"this is no Parquet file that can be read: {error}") from error
+            missing = [column for column in columns if column not in names]
+            if missing:
+                raise ArtifactRefused(
+                    f"columns are missing: {', '.join(missing)}; there are {', '.join(names)}"
+                )
+            wanted = list(dict.fromkeys(columns))
+            for first in range(0, total, SLICE_ROWS):
+                frame = lazy.select(wanted).slice(first, SLICE_ROWS).collect()
+                for number, values in enumerate(frame.select(columns).iter_rows(), first + 1):
+                    yield Row(number, values, repr(values).encode())

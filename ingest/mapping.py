@@ -1,0 +1,384 @@
+"""From a source's row to the canonical delta, by configuration.
+
+A mapping says for each field of a delta where its value comes from, and how codes, units, nodes and times are
+translated. It is checked as a whole when it is read; a row that it cannot translate is refused with a category and a
+sentence, and never guessed: a unit that does not divide is an error, not a rounded number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from availability.domain.limits import QUANTITY_MAX
+from availability.v1 import stock_pb2 as pb
+from ingest.rows import Category, Row, RowRefused, Value
+
+FIELDS = (
+    "type",
+    "sku",
+    "node",
+    "to_node",
+    "quantity",
+    "unit",
+    "event_id",
+    "source_sequence",
+    "stream",
+    "order_source",
+    "order_ref",
+    "line",
+    "reference",
+    "reason",
+    "occurred_time",
+    "due_time",
+    "correlation_id",
+    "author",
+    "shipped_quantity",
+)
+"""Fields that a mapping may fill from columns. Those of the delta, and `unit`, which stays here."""
+_TEXTS = ("order_source", "order_ref", "line", "reference", "reason", "correlation_id", "author", "stream")
+
+TypeName = Literal[
+    "RECEIPT",
+    "ADJUSTMENT",
+    "SET_ON_HAND",
+    "SHIPMENT",
+    "QUARANTINE",
+    "QUARANTINE_RELEASE",
+    "WRITE_OFF",
+    "RETURN_RECEIVED",
+    "EXPECTED",
+    "TRANSFER_OUT",
+    "TRANSFER_IN",
+    "ORDER_PLACED",
+    "ORDER_CHANGED",
+    "ORDER_ALLOCATED",
+    "ORDER_CANCELLED",
+    "LINK_ORDER",
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Movement(_Model):
+    """What a source's movement code means. ``sign`` -1 turns the quantity around; ``ignore``: no delta at all."""
+
+    type: TypeName | None = None
+    sign: Literal[1, -1] = 1
+    absolute: bool = False
+    reason: str = ""
+    quarantined: bool = False
+    basis: Literal["", "CUMULATIVE", "OPEN"] = ""
+    ignore: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> Movement:
+        if self.ignore == (self.type is not None):
+            raise ValueError("give a type, or ignore = true")
+        return self
+
+
+class Units(_Model):
+    """Units of measure: base units in one of each. Exact: decimals as text. Per sku first, then for all."""
+
+    factors: dict[str, Decimal] = Field(default_factory=dict)
+    by_sku: dict[str, dict[str, Decimal]] = Field(default_factory=dict)
+
+    @field_validator("factors")
+    @classmethod
+    def _positive(cls, factors: dict[str, Decimal]) -> dict[str, Decimal]:
+        for unit, factor in factors.items():
+            if factor <= 0:
+                raise ValueError(f"{unit}: {factor} base units in one")
+        return factors
+
+
+class Times(_Model):
+    """How times are written: ISO 8601, or by `strptime` formats; ``zone`` where a time names none."""
+
+    zone: str = "UTC"
+    formats: tuple[str, ...] = ()
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        if zone not in available_timezones():
+            raise ValueError(f"no time zone is called {zone}")
+        return zone
+
+
+class MappingSettings(_Model):
+    """A mapping as it stands in a source's file. ``version`` and ``author`` go into every delta."""
+
+    version: str = Field(min_length=1, max_length=32)
+    author: str = Field(min_length=1, max_length=64)
+    columns: dict[str, str] = Field(min_length=1)
+    constants: dict[str, str] = Field(default_factory=dict)
+    movements: dict[str, Movement] = Field(default_factory=dict)
+    nodes: dict[str, str] = Field(default_factory=dict)
+    other_nodes: Literal["as_they_are", "refuse"] = "as_they_are"
+    skus: dict[str, str] = Field(default_factory=dict)
+    sku_pattern: str = ""
+    units: Units = Units()
+    times: Times = Times()
+    decimal_separator: Literal[".", ","] = "."
+    thousands_separator: Literal["", ".", ",", " ", "'"] = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MappingSettings:
+        problems = [
+            f"no delta has a field {name}" for name in (*self.columns, *self.constants) if name not in FIELDS
+        ]
+        problems += [
+            f"{name} comes from a column and from a constant"
+            for name in self.columns
+            if name in self.constants
+        ]
+        given = {*self.columns, *self.constants}
+        if "type" not in given:
+            problems.append("type is neither a column nor a constant")
+        if not given & {"sku", "order_ref"}:
+            problems.append("neither sku nor order_ref is given")
+        if "source_sequence" in given and "stream" not in given:
+            problems.append("source_sequence needs a stream: a column or a constant")
+        if self.decimal_separator == self.thousands_separator:
+            problems.append("decimal_separator and thousands_separator are the same")
+        if (
+            "type" in self.constants
+            and not self.movements
+            and self.constants["type"] not in get_args(TypeName)
+        ):
+            problems.append(f"no delta type is called {self.constants['type']}")
+        try:
+            re.compile(self.sku_pattern)
+        except re.error as error:
+            problems.append(f"sku_pattern: {error}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Mapper:
+    """A mapping at work: rows in, deltas out.
+
+    ``mark`` is what every delta carries of mapping and version in its author field, where the row names none.
+    """
+
+    def __init__(self, source: str, mapping: MappingSettings) -> None:
+        self.source = source
+        self.columns: Sequence[str] = tuple(dict.fromkeys(mapping.columns.values()))
+        self.mark = f"{mapping.author} mapping {mapping.version}"
+        place = {column: number for number, column in enumerate(self.columns)}
+        self._places = {name: place[column] for name, column in mapping.columns.items()}
+        self._constants = dict(mapping.constants)
+        self._movements = dict(mapping.movements)
+        self._nodes, self._skus = mapping.nodes, mapping.skus
+        self._refuse_other_nodes = mapping.other_nodes == "refuse"
+        self._sku_pattern = re.compile(mapping.sku_pattern) if mapping.sku_pattern else None
+        self._units = mapping.units
+        self._zone = ZoneInfo(mapping.times.zone)
+        self._formats = mapping.times.formats
+        self._decimal, self._thousands = mapping.decimal_separator, mapping.thousands_separator
+        self._texts = [
+            (name, self._places.get(name), self._constants.get(name, ""))
+            for name in _TEXTS
+            if name in self._places or name in self._constants
+        ]
+        self._types: dict[str, int] = {
+            name: pb.DeltaType.Value(f"DELTA_TYPE_{name}") for name in get_args(TypeName)
+        }
+        self._times_seen: dict[Value, int] = {}
+
+    def delta(self, row: Row, event_id: str) -> pb.Delta | None:
+        """Translate a row; ``event_id`` names it where the source does not. None: ignored by its movement code.
+
+        Raises RowRefused.
+        """
+        values = row.values
+        movement, kind = self._kind(values)
+        if kind is None:
+            return None
+        delta = pb.Delta(source=self.source, type=kind)  # type: ignore[arg-type]  # a plain int
+        self._name(delta, values, event_id)
+        sku = self._text(values, "sku")
+        if sku:
+            if self._sku_pattern is not None and self._sku_pattern.fullmatch(sku) is None:
+                raise RowRefused(Category.MAPPING, "SKU_PATTERN", f"{sku!r} does not look like a sku")
+            delta.sku = sku = self._skus.get(sku, sku)
+        node = self._text(values, "node")
+        if node:
+            delta.node = self._node(node)
+        if "to_node" in self._places or "to_node" in self._constants:
+            delta.to_node = self._node(self._text(values, "to_node"))
+        if "quantity" in self._places or "quantity" in self._constants:
+            delta.quantity = self._quantity(values, sku, movement)
+        if "shipped_quantity" in self._places:
+            shipped = self._text(values, "shipped_quantity")
+            if shipped:
+                delta.shipped_quantity = self._whole(
+                    self._number(shipped, "shipped_quantity"), "shipped_quantity"
+                )
+        for name, place, constant in self._texts:
+            value = constant if place is None else values[place]
+            if value is not None and value != "":
+                setattr(delta, name, value if isinstance(value, str) else str(value))
+        if movement is not None:
+            if movement.reason and not delta.reason:
+                delta.reason = movement.reason
+            if movement.quarantined:
+                delta.state = pb.STOCK_STATE_QUARANTINED
+            if movement.basis:
+                delta.allocation_basis = pb.AllocationBasis.Value(f"ALLOCATION_BASIS_{movement.basis}")
+        self._time(delta, values, "occurred_time")
+        self._time(delta, values, "due_time")
+        if not delta.author:
+            delta.author = self.mark
+        return delta
+
+    # --- Fields -------------------------------------------------------------------------------------------
+
+    def _text(self, values: Sequence[Value], name: str) -> str:
+        place = self._places.get(name)
+        if place is None:
+            return self._constants.get(name, "")
+        value = values[place]
+        if value is None:
+            return ""
+        return value.strip() if isinstance(value, str) else str(value)
+
+    def _kind(self, values: Sequence[Value]) -> tuple[Movement | None, int | None]:
+        code = self._text(values, "type")
+        movement = self._movements.get(code)
+        if movement is not None:
+            return movement, None if movement.ignore else self._types[str(movement.type)]
+        if self._movements or code not in self._types:
+            raise RowRefused(Category.MAPPING, "MOVEMENT_CODE", f"the movement code {code!r} is not mapped")
+        return None, self._types[code]
+
+    def _name(self, delta: pb.Delta, values: Sequence[Value], event_id: str) -> None:
+        sequence = self._text(values, "source_sequence")
+        if sequence:
+            try:
+                delta.source_sequence = int(sequence)
+            except ValueError as error:
+                raise RowRefused(Category.VALIDATION, "SEQUENCE", f"{sequence!r} is no sequence") from error
+            return
+        if "source_sequence" in self._places:
+            raise RowRefused(Category.VALIDATION, "SEQUENCE", "the row has no sequence")
+        own = self._text(values, "event_id")
+        if "event_id" in self._places and not own:
+            raise RowRefused(Category.VALIDATION, "EVENT_ID", "the row has no event id")
+        delta.event_id = own or event_id
+
+    def _node(self, code: str) -> str:
+        node = self._nodes.get(code)
+        if node is not None:
+            return node
+        if self._refuse_other_nodes:
+            raise RowRefused(Category.UNKNOWN_NODE, "NODE_CODE", f"the node code {code!r} is not mapped")
+        return code
+
+    def _quantity(self, values: Sequence[Value], sku: str, movement: Movement | None) -> int:
+        place = self._places.get("quantity")
+        value = self._constants.get("quantity") if place is None else values[place]
+        unit = self._text(values, "unit")
+        if not unit and type(value) is int:
+            quantity = value
+        else:
+            text = value.strip() if isinstance(value, str) else value
+            if not unit and isinstance(text, str) and text.isascii() and text.isdigit():
+                quantity = int(text)
+            else:
+                number = self._number(text, "quantity")
+                if unit:
+                    number *= self._factor(unit, sku)
+                quantity = self._whole(number, "quantity" if not unit else f"quantity in {unit}")
+        if movement is not None:
+            if movement.absolute:
+                quantity = abs(quantity)
+            quantity *= movement.sign
+        if abs(quantity) > QUANTITY_MAX:
+            raise RowRefused(Category.VALIDATION, "QUANTITY", f"{quantity} is beyond {QUANTITY_MAX}")
+        return quantity
+
+    def _number(self, value: Any, what: str) -> Decimal:  # Any: a cell
+        text = str(value if value is not None else "").strip()
+        if self._thousands:
+            text = text.replace(self._thousands, "")
+        if self._decimal == ",":
+            text = text.replace(",", ".")
+        if text.endswith("-") and len(text) > 1:  # as SAP writes negative numbers
+            text = f"-{text[:-1]}"
+        try:
+            number = Decimal(text)
+        except InvalidOperation:
+            raise RowRefused(Category.VALIDATION, "NUMBER", f"{what} {text!r} is no number") from None
+        if not number.is_finite() or abs(number) > QUANTITY_MAX:
+            raise RowRefused(Category.VALIDATION, "QUANTITY", f"{what} {text} is out of range")
+        return number
+
+    def _whole(self, number: Decimal, what: str) -> int:
+        if number != number.to_integral_value():
+            raise RowRefused(
+                Category.VALIDATION, "REMAINDER", f"{what} is {number} base units, no whole number"
+            )
+        return int(number)
+
+    def _factor(self, unit: str, sku: str) -> Decimal:
+        own = self._units.by_sku.get(sku)
+        factor = own.get(unit) if own else None
+        if factor is None:
+            factor = self._units.factors.get(unit)
+        if factor is None:
+            raise RowRefused(Category.MAPPING, "UNIT", f"the unit {unit!r} is not mapped")
+        return factor
+
+    def _time(self, delta: pb.Delta, values: Sequence[Value], name: str) -> None:
+        place = self._places.get(name)
+        if place is None:
+            return
+        value = values[place]
+        if value is None or value == "":
+            return
+        nanos = self._times_seen.get(value)
+        if nanos is None:
+            nanos = self._nanoseconds(value, name)
+            if len(self._times_seen) >= 10_000:
+                self._times_seen.clear()
+            self._times_seen[value] = nanos
+        getattr(delta, name).FromNanoseconds(nanos)
+
+    def _nanoseconds(self, value: Value, name: str) -> int:
+        moment = value if isinstance(value, datetime) else None
+        text = str(value).strip()
+        if moment is None:
+            for parse in (*map(_strptime, self._formats), datetime.fromisoformat):
+                try:
+                    moment = parse(text)
+                    break
+                except ValueError:
+                    continue
+        if moment is None:
+            raise RowRefused(Category.VALIDATION, "TIME", f"{name} {text!r} is no time")
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=self._zone)
+        since = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+        return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000
+
+
+def _strptime(format: str) -> Callable[[str], datetime]:
+    return lambda text: datetime.strptime(text, format)  # noqa: DTZ007 - the zone is the mapping's
+
+
+def describe(mapping: MappingSettings) -> Mapping[str, str]:
+    """Say where each field comes from, for a person."""
+    said = {name: f"column {column}" for name, column in mapping.columns.items()}
+    return said | {name: f"always {value!r}" for name, value in mapping.constants.items()}

@@ -1,0 +1,67 @@
+"""What decoders give and mappings take: one row of a source's artifact, or one that could not be read.
+
+Positions are what a person finds again in the artifact: line numbers of text from 1, record numbers elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import BinaryIO, Protocol
+
+Value = object
+"""A cell as the format gives it: text, a number, a time, None where there is nothing."""
+
+
+class Category(StrEnum):
+    """Why something could not be applied: the product's one list for dead letters."""
+
+    MAPPING = "MAPPING"
+    VALIDATION = "VALIDATION"
+    UNKNOWN_NODE = "UNKNOWN_NODE"
+    SEQUENCE_GAP = "SEQUENCE_GAP"
+    CONFLICT = "CONFLICT"
+    AUTHENTICATION = "AUTHENTICATION"
+    DOWNSTREAM = "DOWNSTREAM"
+
+
+class RowRefused(Exception):
+    """This row cannot become a delta; the others can."""
+
+    def __init__(self, category: Category, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.category = category
+        self.reason = reason
+        self.message = message
+
+
+class ArtifactRefused(Exception):
+    """The artifact as a whole cannot be read: wrong columns, not this format. Nothing of it is applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row. ``values`` are in the order of the columns that were asked for; ``raw`` is the row as it came."""
+
+    position: int
+    values: Sequence[Value]
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """One row that the decoder could not read."""
+
+    position: int
+    reason: str
+    message: str
+    raw: bytes
+
+
+class Decoder(Protocol):
+    """One format. Memory stays flat however long the artifact is."""
+
+    def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
+        """Yield the rows in order. Raises ArtifactRefused."""
+        ...

@@ -1,0 +1,96 @@
+"""What an operator writes down about sources: one TOML file each, checked as a whole, all errors at once."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ingest.formats import FormatSettings
+from ingest.mapping import MappingSettings
+
+ID_PATTERN = r"[^\s/][^/]{0,63}"
+
+
+class SettingsRefused(Exception):
+    """The files are wrong; the message names every error with its place."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DropFolder(_Section):
+    """Where files appear. Names that end in ``unfinished`` are still being written; ``done_suffix``: a file counts once
+    its companion (``stock.csv.done``) is there."""
+
+    folder: Path
+    pattern: str = "*"
+    unfinished: tuple[str, ...] = (".tmp", ".part", ".filepart")
+    done_suffix: str = ""
+    settle_ms: int = Field(500, ge=0, le=600_000, description="Least age of a file's last change.")
+
+
+class Sample(_Section):
+    """A golden sample: an artifact beside the mapping, and what must come out of it."""
+
+    artifact: str
+    expect: str
+
+
+class SourceSettings(_Section):
+    """One source: how its artifacts are found, read and translated."""
+
+    source: str = Field(min_length=1, max_length=64)
+    format: FormatSettings
+    mapping: MappingSettings
+    drop: DropFolder | None = None
+    all_or_nothing: bool = Field(False, description="One bad row refuses the whole artifact.")
+    mode: Literal["apply", "shadow"] = "apply"
+    batch_deltas: int = Field(1_000, ge=1, le=5_000)
+    unacked_batches: int = Field(8, ge=1, le=64)
+    rows_max: int = Field(100_000_000, ge=1)
+    samples: tuple[Sample, ...] = ()
+
+
+def read_source(path: Path) -> SourceSettings:
+    """Read one source's file. Raises SettingsRefused."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsRefused(f"{path}: {error}") from error
+    try:
+        settings = SourceSettings.model_validate(found)
+    except ValidationError as error:
+        problems = [
+            f"{path}: {'.'.join(str(part) for part in one['loc']) or 'file'}: {one['msg']}"
+            for one in error.errors()
+        ]
+        raise SettingsRefused("\n".join(problems)) from error
+    if settings.drop is not None and not settings.drop.folder.is_absolute():
+        drop = settings.drop.model_copy(update={"folder": (path.parent / settings.drop.folder).resolve()})
+        settings = settings.model_copy(update={"drop": drop})
+    return settings
+
+
+def read_sources(folder: Path) -> dict[str, SourceSettings]:
+    """Read every ``*.toml`` of a folder, by source. Raises SettingsRefused with all errors of all files."""
+    problems: list[str] = []
+    found: dict[str, SourceSettings] = {}
+    paths = sorted(folder.glob("*.toml"))
+    if not paths:
+        raise SettingsRefused(f"{folder}: no *.toml of a source is here")
+    for path in paths:
+        try:
+            settings = read_source(path)
+        except SettingsRefused as error:
+            problems.append(str(error))
+            continue
+        if settings.source in found:
+            problems.append(f"{path}: the source {settings.source!r} has a file already")
+        found[settings.source] = settings
+    if problems:
+        raise SettingsRefused("\n".join(problems))
+    return found

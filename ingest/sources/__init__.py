@@ -1,0 +1,1 @@
+"""Where artifacts and events come from: one file each."""
