@@ -46,6 +46,7 @@ dead_letters = sa.Table(
     sa.Column("reason", sa.String(64), nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("raw", sa.LargeBinary, nullable=False),
+    sa.Column("context", sa.LargeBinary, nullable=False),
     sa.Column("event_id", sa.String(128), nullable=False),
     sa.Column("correlation_id", sa.String(128), nullable=False),
     sa.Column("first_seen_at", sa.Float, nullable=False),

@@ -20,7 +20,10 @@ WAITING, REPLAYED, DISCARDED = "WAITING", "REPLAYED", "DISCARDED"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """One thing that could not be applied. ``event_id`` is the name under which it is replayed: once for good."""
+    """One thing that could not be applied. ``context`` and ``raw`` together are an artifact of one row.
+
+    ``event_id`` is the name under which it is replayed: one effect, however often.
+    """
 
     source: str
     artifact: str
@@ -30,6 +33,7 @@ class Letter:
     reason: str
     message: str
     raw: bytes
+    context: bytes
     event_id: str
     correlation_id: str = ""
 
@@ -53,6 +57,7 @@ class KeptLetter:
     reason: str
     message: str
     raw: bytes
+    context: bytes
     event_id: str
     correlation_id: str
     first_seen_at: float
@@ -88,6 +93,7 @@ class Letters:
                 reason=letter.reason,
                 message=letter.message[:2000],
                 raw=raw,
+                context=letter.context,
                 event_id=letter.event_id,
                 correlation_id=letter.correlation_id,
                 first_seen_at=now,

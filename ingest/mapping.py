@@ -243,6 +243,18 @@ class Mapper:
             delta.author = self.mark
         return delta
 
+    def number_only(self, row: Row) -> pb.Delta | None:
+        """Return what consumes the source's number of a row that cannot be translated, so that the next is no gap.
+
+        None where the row has no number that can be read.
+        """
+        if "source_sequence" not in self._places:
+            return None
+        stream, sequence = self._text(row.values, "stream"), self._text(row.values, "source_sequence")
+        if not stream or not sequence.isascii() or not sequence.isdigit():
+            return None
+        return pb.Delta(source=self.source, stream=stream, source_sequence=int(sequence))
+
     # --- Fields -------------------------------------------------------------------------------------------
 
     def _text(self, values: Sequence[Value], name: str) -> str:

@@ -9,6 +9,7 @@ Memory is bounded: rows are read as the ledger takes them.
 from __future__ import annotations
 
 import hashlib
+import io
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from availability.v1 import stock_pb2 as pb
 from ingest.database import artifacts
 from ingest.formats import decoder_for
 from ingest.formats.compression import Truncated, opened
-from ingest.letters import Letter, Letters
+from ingest.letters import KeptLetter, Letter, Letters
 from ingest.mapping import Mapper
 from ingest.rows import ArtifactRefused, BadRow, Category, Row, RowRefused
 from ingest.settings import SourceSettings
@@ -79,6 +80,7 @@ class _Batch:
     deltas: list[pb.Delta] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
+    numbers_only: set[int] = field(default_factory=set)
     ignored: int = 0
     last: int = 0
 
@@ -127,6 +129,18 @@ class Pipeline:
             )
         self._end(run.run_id, DONE, "")
         return Outcome(run_id=run.run_id, state=DONE, known=False, reason="", progress=progress)
+
+    def replayed(self, letter: KeptLetter) -> pb.Delta | None:
+        """Translate a dead letter by the mapping as it is now, under the letter's own name. Raises RowRefused."""
+        found = list(self.translated(io.BytesIO(letter.context + letter.raw), ""))
+        if len(found) != 1:
+            raise RowRefused(Category.VALIDATION, "MALFORMED_ROW", f"the letter holds {len(found)} rows")
+        _, delta, refused = found[0]
+        if refused is not None:
+            raise refused
+        if delta is not None:
+            delta.source_sequence, delta.event_id = 0, letter.event_id
+        return delta
 
     def translated(
         self, artifact: BinaryIO, checksum: str
@@ -193,6 +207,12 @@ class Pipeline:
                     batch.last = row.position
                     if refused is not None:
                         batch.letters.append(self._letter(run, row, refused))
+                        number = self._mapper.number_only(row) if isinstance(row, Row) else None
+                        if number is not None:
+                            assert isinstance(row, Row)
+                            batch.numbers_only.add(len(batch.deltas))
+                            batch.deltas.append(number)
+                            batch.rows.append(row)
                     elif delta is None:
                         batch.ignored += 1
                     else:
@@ -219,14 +239,21 @@ class Pipeline:
 
     def _settle(self, run: _Run, batch: _Batch, answer: pb.StreamDeltasResponse, progress: Progress) -> None:
         """Note what the ledger has taken: dead letters and the place reached, in one transaction."""
-        letters = batch.letters
+        accepted = answer.accepted_count
+        parked = accepted < len(batch.deltas)
+        last = batch.rows[accepted].position - 1 if parked else batch.last
+        letters = [letter for letter in batch.letters if letter.position <= last]
         for detail in answer.details:
-            if detail.result == _REJECTED:
+            if (
+                detail.result == _REJECTED
+                and detail.index < accepted
+                and detail.index not in batch.numbers_only
+            ):
                 row = batch.rows[detail.index]
                 category = _CATEGORIES.get(detail.reason, Category.VALIDATION)
                 refused = RowRefused(category, detail.reason, detail.message)
                 letters.append(self._letter(run, row, refused, batch.deltas[detail.index]))
-        results = list(answer.results)
+        results = list(answer.results)[:accepted]
         applied = results.count(pb.DELTA_RESULT_APPLIED)
         repeated = results.count(pb.DELTA_RESULT_DUPLICATE) + results.count(pb.DELTA_RESULT_STALE)
         with self._engine.begin() as connection:
@@ -236,7 +263,7 @@ class Pipeline:
                 sa.update(table)
                 .where(table.c.run_id == run.run_id)
                 .values(
-                    position=batch.last,
+                    position=last,
                     applied=table.c.applied + applied,
                     repeated=table.c.repeated + repeated,
                     refused=table.c.refused + len(letters),
@@ -263,6 +290,7 @@ class Pipeline:
             reason=refused.reason,
             message=refused.message,
             raw=row.raw,
+            context=self._decoder.context,
             event_id=f"dl:{event_id}",
             correlation_id=delta.correlation_id if delta is not None else "",
         )

@@ -62,6 +62,9 @@ class BadRow:
 class Decoder(Protocol):
     """One format. Memory stays flat however long the artifact is."""
 
+    context: bytes
+    """What must stand before a row's raw bytes so that these are an artifact again: a line with column names, say."""
+
     def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield the rows in order. Raises ArtifactRefused."""
         ...

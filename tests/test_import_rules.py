@@ -22,6 +22,7 @@ LEDGER_READS = ("availability.ledger.record", "availability.ledger.reader", "ava
 # What a guest package may use of the server's.
 GUEST_PARTS = (
     "availability.client",
+    "availability.v1",
     "availability.client_errors",
     "availability.delta_sender",
     "availability.replica",

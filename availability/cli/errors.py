@@ -52,8 +52,10 @@ def told(error: Exception) -> Told | None:
     client = sys.modules.get("availability.client")  # not loaded: then it is none of its errors
     if client is not None and isinstance(error, client.ClientError):
         return _told_by_server(error)
-    if (
-        type(error).__module__.split(".")[0] == "availability"
+    if type(error).__module__.split(".")[0] in (
+        "availability",
+        "ingest",
+        "publisher",
     ):  # our parts' own errors hold a sentence for people
         reason = getattr(error, "reason", "")
         return Told(_one_line(f"{reason}: {error}" if reason else f"error: {error}"), EXIT_OTHER)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from availability.cli import exceptions, policy, policy_files, reads, server, token, writes
+from availability.cli import exceptions, ingest, policy, policy_files, reads, server, token, writes
 from availability.cli.errors import EXIT_OTHER, EXIT_USAGE, Told, told
 from availability.cli.options import CLIENT_CERTIFICATE
 
@@ -66,6 +66,7 @@ policy.app.command("export")(policy_files.export_file)
 policy.app.command("diff")(policy_files.diff_file)
 policy.app.command("import")(policy_files.import_file)
 app.add_typer(policy.app, name="policy", rich_help_panel="Stock and policy")
+app.add_typer(ingest.app, name="ingest", rich_help_panel="Stock and policy")
 
 
 def run(args: Sequence[str] | None = None) -> int:

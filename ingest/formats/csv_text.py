@@ -36,6 +36,7 @@ class CsvDecoder:
         self._settings = settings
         encoding = codecs.lookup(settings.encoding).name
         self._encoding = "utf-8" if encoding == "utf-8-sig" else encoding
+        self.context = b"\n" * settings.skip_lines
 
     def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield rows with the columns asked for. Raises ArtifactRefused where one is missing."""
@@ -57,6 +58,7 @@ class CsvDecoder:
                 names = [name.strip() for name in next(reader, [])]
             except csv.Error as error:
                 raise ArtifactRefused(f"the line with the column names cannot be read: {error}") from error
+            self.context = b"\n" * settings.skip_lines + lines.raw()
         places = _places(names, columns)
         width = len(names)
         while True:

@@ -46,6 +46,7 @@ class FixedWidthDecoder:
 
     def __init__(self, settings: FixedWidthSettings) -> None:
         self._settings = settings
+        self.context = b"\n" * settings.skip_lines
 
     def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield rows with the columns asked for, trimmed. Raises ArtifactRefused where one is not described."""

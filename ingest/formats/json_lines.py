@@ -24,6 +24,8 @@ class JsonLinesSettings(BaseModel):
 class JsonLinesDecoder:
     """Reads by lines; keeps one in memory. Decimal fractions come as exact text."""
 
+    context = b""
+
     def __init__(self, _: JsonLinesSettings) -> None:
         self._decode = msgspec.json.Decoder(float_hook=str).decode
 

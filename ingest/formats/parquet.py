@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict
 
+from ingest.formats.json_lines import JsonLinesDecoder, JsonLinesSettings
 from ingest.rows import ArtifactRefused, BadRow, Row
 
 SLICE_ROWS = 10_000
+MAGIC = b"PAR1"
 
 
 class ParquetSettings(BaseModel):
@@ -24,13 +28,26 @@ class ParquetSettings(BaseModel):
 
 
 class ParquetDecoder:
-    """Reads slices of rows; keeps one slice in memory. Positions are row numbers from 1."""
+    """Reads slices of rows; keeps one slice in memory. Positions are row numbers from 1.
+
+    A row's raw form is a JSON object; such lines are read as an artifact too, so that a dead letter can be replayed.
+    """
+
+    context = b""
 
     def __init__(self, _: ParquetSettings) -> None:
-        pass
+        self._lines = JsonLinesDecoder(JsonLinesSettings())
 
     def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield rows with the columns asked for. Raises ArtifactRefused for what is no Parquet file."""
+        head = artifact.read(len(MAGIC))
+        artifact.seek(-len(head), io.SEEK_CUR)
+        if head[:1] == b"{":
+            yield from self._lines.rows(artifact, columns)
+            return
+        yield from self._table_rows(artifact, columns)
+
+    def _table_rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
         import polars as pl
 
         path = Path(str(getattr(artifact, "name", "")))
@@ -54,4 +71,5 @@ class ParquetDecoder:
             for first in range(0, total, SLICE_ROWS):
                 frame = lazy.select(wanted).slice(first, SLICE_ROWS).collect()
                 for number, values in enumerate(frame.select(columns).iter_rows(), first + 1):
-                    yield Row(number, values, repr(values).encode())
+                    raw = orjson.dumps(dict(zip(columns, values, strict=True)), default=str)
+                    yield Row(number, values, raw)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import structlog
 
+from availability.client import SequenceGapError
 from ingest.pipeline import REFUSED, Outcome, Pipeline, Progress
 from ingest.settings import DropFolder
 
@@ -53,8 +54,7 @@ class DropFolderSource:
             if name.endswith(settings.unfinished) or not fnmatch.fnmatch(name, settings.pattern):
                 continue
             if settings.done_suffix and (
-                name.endswith(settings.done_suffix)
-                or not Path(entry.path + settings.done_suffix).exists()
+                name.endswith(settings.done_suffix) or not Path(entry.path + settings.done_suffix).exists()
             ):
                 continue
             changed = entry.stat().st_mtime
@@ -65,7 +65,13 @@ class DropFolderSource:
     def carry_ready(self) -> Iterator[tuple[Path, Outcome]]:
         """Carry each complete file and put it away. Raises ClientError, OSError: the file stays for the next time."""
         for path in self.ready():
-            outcome = self._pipeline.carry(path, watch=self._watch)
+            try:
+                outcome = self._pipeline.carry(path, watch=self._watch)
+            except SequenceGapError as gap:  # the missing numbers may be in a file that comes later
+                _LOG.warning(
+                    "stream parked", name=path.name, stream=gap.stream, waits_for=gap.expected_sequence
+                )
+                continue
             self._put_away(path, outcome)
             _LOG.info(
                 "artifact",

@@ -1,0 +1,184 @@
+"""Puts the parts of ingest together for the command line: the one place that opens databases and connections."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import Engine
+
+from availability.client import Acked, Client, ClientError
+from availability.v1 import stock_pb2 as pb
+from ingest.database import artifacts, open_database
+from ingest.letters import DISCARDED, REPLAYED, KeptLetter, Letters
+from ingest.pipeline import Pipeline, Progress
+from ingest.rows import RowRefused
+from ingest.settings import SettingsRefused, SourceSettings, read_sources
+from ingest.sources.drop_folder import DropFolderSource
+
+_LOG = structlog.get_logger(__name__)
+
+POLL_S = 1.0
+OUTAGE_PAUSE_MAX_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """One artifact's run, as it is listed. Times: seconds since 1970."""
+
+    source: str
+    run_id: str
+    name: str
+    state: str
+    position: int
+    applied: int
+    repeated: int
+    refused: int
+    ignored: int
+    deliveries: int
+    reason: str
+    begun_at: float
+    ended_at: float | None
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What became of letters that were replayed."""
+
+    applied: int = 0
+    repeated: int = 0
+    refused: list[tuple[str, str]] | None = None
+
+
+class IngestDesk:
+    """Everything that the commands need; close it after use."""
+
+    def __init__(self, sources: dict[str, SourceSettings], engine: Engine, client: Client) -> None:
+        self.sources = sources
+        self.client = client
+        self._engine = engine
+        self.letters = Letters(engine)
+
+    def pipeline(self, source: str) -> Pipeline:
+        """Return the pipeline of a source. Raises SettingsRefused for one that has no file."""
+        settings = self.settings(source)
+
+        def open_sender(acked: Callable[[Acked], None]):  # type: ignore[no-untyped-def]  # the client's sender
+            return self.client.delta_sender(source, acked=acked, unacked_batches_max=settings.unacked_batches)
+
+        return Pipeline(
+            settings,
+            self._engine,
+            self.letters,
+            open_sender,
+            now=time.time,
+            new_run_id=lambda: uuid.uuid4().hex,
+        )
+
+    def settings(self, source: str) -> SourceSettings:
+        """Return a source's settings. Raises SettingsRefused."""
+        found = self.sources.get(source)
+        if found is None:
+            raise SettingsRefused(
+                f"no file describes the source {source!r}; there are {', '.join(sorted(self.sources))}"
+            )
+        return found
+
+    def run(
+        self,
+        *,
+        once: bool,
+        stopped: Callable[[], bool],
+        watch: Callable[[str, Progress], None],
+        told: Callable[[str], None],
+    ) -> None:
+        """Carry what the drop folders hold; not ``once``: until stopped. An unreachable ledger is waited for."""
+        folders = [
+            (name, DropFolderSource(settings.drop, self.pipeline(name), watch=_watching(watch, name)))
+            for name, settings in self.sources.items()
+            if settings.drop is not None
+        ]
+        if not folders:
+            raise SettingsRefused("no source has a [drop] folder")
+        pause_s = POLL_S
+        while True:
+            try:
+                for name, folder in folders:
+                    for path, outcome in folder.carry_ready():
+                        known = " (delivered before)" if outcome.known else ""
+                        reason = f": {outcome.reason}" if outcome.reason else ""
+                        told(f"{name}: {path.name}: {outcome.state}{known}{reason}")
+                        if stopped():
+                            return
+                pause_s = POLL_S
+            except ClientError as error:
+                if once or error.code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT"):
+                    raise
+                _LOG.warning("the ledger does not take deltas; files wait", reason=error.reason)
+                pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)
+            if once:
+                return
+            deadline = time.monotonic() + pause_s
+            while time.monotonic() < deadline:
+                if stopped():
+                    return
+                time.sleep(0.1)
+
+    def replay(self, letters: Iterable[KeptLetter]) -> Replayed:
+        """Apply letters by the mappings as they are now; those that are applied are closed. Raises ClientError."""
+        outcome = Replayed(refused=[])
+        assert outcome.refused is not None
+        for letter in letters:
+            try:
+                delta = self.pipeline(letter.source).replayed(letter)
+            except RowRefused as refused:
+                outcome.refused.append((letter.letter_id, f"{refused.reason}: {refused.message}"))
+                continue
+            if delta is not None:
+                answer = self.client.apply_deltas(letter.source, [delta])
+                result = answer.results[0]
+                if result == pb.DELTA_RESULT_REJECTED:
+                    detail = answer.details[0]
+                    outcome.refused.append((letter.letter_id, f"{detail.reason}: {detail.message}"))
+                    continue
+                outcome.applied += result == pb.DELTA_RESULT_APPLIED
+                outcome.repeated += result != pb.DELTA_RESULT_APPLIED
+            self.letters.close([letter.letter_id], REPLAYED, "", time.time())
+        return outcome
+
+    def discard(self, letters: Iterable[KeptLetter], reason: str) -> int:
+        """Give letters up, for a reason."""
+        return self.letters.close([one.letter_id for one in letters], DISCARDED, reason, time.time())
+
+    def runs(self, limit: int) -> list[RunRow]:
+        """Return the latest runs, the newest first."""
+        names = RunRow.__slots__
+        query = (
+            sa.select(*(artifacts.c[name] for name in names))
+            .order_by(artifacts.c.begun_at.desc())
+            .limit(limit)
+        )
+        with self._engine.connect() as connection:
+            return [RunRow(**row) for row in connection.execute(query).mappings()]
+
+
+def _watching(watch: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
+    return lambda progress: watch(name, progress)
+
+
+@contextmanager
+def desk(sources: Path, database: str, client: Client) -> Iterator[IngestDesk]:
+    """Open what the commands need. Raises SettingsRefused."""
+    found = read_sources(sources)
+    engine = open_database(database)
+    try:
+        yield IngestDesk(found, engine, client)
+    finally:
+        engine.dispose()
+        client.close()

@@ -1,0 +1,127 @@
+"""The commands of ingest as an operator types them, against a real server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from availability.cli.root import run
+from availability.client import Client
+from tests.conftest import Names, Server
+
+SOURCE = """
+source = "{source}"
+
+[format]
+kind = "csv"
+
+[mapping]
+version = "1"
+author = "ingest"
+
+[mapping.columns]
+type = "type"
+sku = "sku"
+node = "node"
+quantity = "quantity"
+
+[[samples]]
+artifact = "sample.csv"
+expect = "sample.jsonl"
+
+[drop]
+folder = "drop"
+settle_ms = 0
+"""
+HEADER = "type,sku,node,quantity,unit\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, server: Server, names: Names, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AVAIL_TARGET", server.grpc)
+    monkeypatch.setenv("AVAIL_INGEST_SOURCES", str(tmp_path))
+    monkeypatch.setenv("AVAIL_INGEST_DATABASE", str(tmp_path / "ingest.db"))
+    (tmp_path / "wms.toml").write_text(SOURCE.format(source=names.id("wms")))
+    (tmp_path / "sample.csv").write_text(HEADER + "RECEIPT,tea,east,3,\nRECEIPT,tea,east,x,\n")
+    (tmp_path / "sample.jsonl").write_text(
+        '{"position": 2, "type": "RECEIPT", "sku": "tea", "node": "east", "quantity": 3}\n'
+        '{"position": 3, "refused": "NUMBER"}\n'
+    )
+    (tmp_path / "drop").mkdir()
+    return tmp_path
+
+
+def cli(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = run(["ingest", *args])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_letter_is_replayed_once_after_the_mapping_was_mended(
+    folder: Path, server: Server, names: Names, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run, look, mend, replay, replay again: one effect; a discarded letter keeps its reason."""
+    source, tea = names.id("wms"), names.sku("tea")
+    (folder / "drop" / "a.csv").write_text(
+        HEADER + f"RECEIPT,{tea},east,3,\nRECEIPT,{tea},east,2.5,\nRECEIPT,{tea},east,x,\n"
+    )
+    code, out, _ = cli(capsys, "run", "--once")
+    assert (code, "a.csv: DONE" in out) == (0, True)
+    _, out, _ = cli(capsys, "letters", "list", "--json")
+    letters = {letter["reason"]: letter for letter in json.loads(out)}
+    assert set(letters) == {"REMAINDER", "NUMBER"}
+    assert letters["REMAINDER"]["raw"] == f"RECEIPT,{tea},east,2.5,\n"
+    first = letters["REMAINDER"]["letter_id"]
+    assert cli(capsys, "letters", "replay", first)[0] == 3
+    # The rows are in pairs, and nobody had said so.
+    text = SOURCE.format(source=source)
+    text = text.replace(
+        "[[samples]]", '[mapping.constants]\nunit = "PAIR"\n[mapping.units.factors]\nPAIR = "2"\n[[samples]]'
+    )
+    (folder / "wms.toml").write_text(text)
+    code, out, _ = cli(capsys, "letters", "replay", first)
+    assert (code, out) == (0, "1 applied, 0 had been applied, 0 stay\n")
+    with Client(server.grpc) as client:
+        terms = client.explain(f"{source} all", tea).terms
+        assert sum(node.on_hand for node in terms.nodes) == 3 + 5
+    assert (
+        cli(capsys, "letters", "discard", "--all", "--reason", "typing error at the gate")[1]
+        == "1 discarded\n"
+    )
+    assert "no dead letters" in cli(capsys, "letters", "list")[1]
+    _, out, _ = cli(capsys, "letters", "list", "--state", "DISCARDED", "--json")
+    assert json.loads(out)[0]["closed_reason"] == "typing error at the gate"
+    assert "a.csv" in cli(capsys, "runs")[1]
+
+
+def test_check_shows_effects_and_sends_nothing(
+    folder: Path, names: Names, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table of what would move, and what is wrong with its lines."""
+    code, out, _ = cli(capsys, "check", str(folder / "sample.csv"), "--source", names.id("wms"))
+    assert code == 3
+    assert "RECEIPT" in out
+    assert "NUMBER" in out
+    assert "'x' is no number" in out
+
+
+def test_golden_samples_are_proved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They hold, and a changed expectation does not."""
+    assert cli(capsys, "test") == (0, "1 samples, 0 differences\n", "")
+    sample = folder / "sample.jsonl"
+    sample.write_text(sample.read_text().replace('"quantity": 3', '"quantity": 4'))
+    code, _, err = cli(capsys, "test")
+    assert (code, "instead of" in err) == (3, True)
+
+
+def test_errors_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown source, an unknown letter, a broken mapping: what is wrong, and no traceback."""
+    code, _, err = cli(capsys, "check", str(folder / "sample.csv"), "--source", "nobody")
+    assert (code, "no file describes the source 'nobody'" in err, err.count("\n")) == (1, True, 1)
+    assert cli(capsys, "letters", "show", "abc")[0] == 3
+    (folder / "wms.toml").write_text("source = 3\n")
+    code, _, err = cli(capsys, "runs")
+    assert (code, "format" in err, "mapping" in err, err.count("\n")) == (1, True, True, 1)
