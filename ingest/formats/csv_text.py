@@ -98,7 +98,9 @@ class _Lines:
         self._artifact = artifact
         self._wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
         self._encoding = encoding
-        self._text: Iterator[bytes] = iter(codecs.getreader(encoding)(artifact)) if self._wide else artifact
+        self._text: Iterator[bytes] = (
+            iter(codecs.getreader(encoding)(artifact, "replace")) if self._wide else artifact
+        )
         self._line = 0
         self._parts: list[bytes] = []
         self.first = 1
@@ -111,7 +113,11 @@ class _Lines:
         if len(self._parts) >= ROW_LINES_MAX:
             raise csv.Error(f"a row of more than {ROW_LINES_MAX} lines: is a quote not closed?")
         if self._wide:
-            wide: str = next(self._text)  # type: ignore[assignment]
+            try:
+                wide: str = next(self._text)  # type: ignore[assignment]
+            except UnicodeError as error:
+                raise ArtifactRefused(f"this is not {self._encoding}: {error}") from error
+            self.undecodable = "\ufffd" in wide
             self._line += 1
             self._parts.append(wide.encode("utf-8", "replace"))
             return wide
