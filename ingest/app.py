@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ _LOG = structlog.get_logger(__name__)
 
 POLL_S = 1.0
 OUTAGE_PAUSE_MAX_S = 30.0
+START_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,44 @@ class IngestDesk:
                 f"no file describes the source {source!r}; there are {', '.join(sorted(self.sources))}"
             )
         return found
+
+    @contextmanager
+    def doors(self, listen: str) -> Iterator[str]:
+        """Serve the webhooks of all sources on HOST:PORT (0: any) meanwhile; yield where. Raises SettingsRefused."""
+        import uvicorn
+
+        from ingest.sources.webhook import webhook_app
+
+        open_to = {
+            name: (settings.webhook, settings.drop.folder)
+            for name, settings in self.sources.items()
+            if settings.webhook is not None and settings.drop is not None
+        }
+        if not open_to:
+            raise SettingsRefused("no source has a [webhook]")
+        try:
+            application = webhook_app(open_to, lambda path: path.read_bytes().strip())
+        except ValueError as error:
+            raise SettingsRefused(str(error)) from error
+        host, _, port = listen.rpartition(":")
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application, host=host or "127.0.0.1", port=int(port), log_config=None, access_log=False
+            )
+        )
+        thread = threading.Thread(target=server.run, name="webhooks", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + START_S
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise SettingsRefused(f"webhooks cannot listen on {listen}")
+            time.sleep(0.01)
+        try:
+            bound = server.servers[0].sockets[0].getsockname()
+            yield f"http://{bound[0]}:{bound[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(START_S)
 
     def run(
         self,

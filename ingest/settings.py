@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ingest.formats import FormatSettings
 from ingest.mapping import MappingSettings
@@ -33,6 +33,20 @@ class DropFolder(_Section):
     settle_ms: int = Field(500, ge=0, le=600_000, description="Least age of a file's last change.")
 
 
+class Webhook(_Section):
+    """A door over HTTP. The lock is a bearer secret, or an HMAC-SHA256 of the raw body in a header, in hex."""
+
+    lock: Literal["bearer", "hmac"] = "bearer"
+    secret_file: Path
+    signature_header: str = ""
+    body_bytes_max: int = Field(1_000_000, ge=1, le=100_000_000)
+    events_max: int = Field(5_000, ge=1, le=100_000, description="Events of one request.")
+    spool_bytes_max: int = Field(
+        1_000_000_000, ge=1_000, description="Events that wait on the disk, in bytes."
+    )
+    rotate_ms: int = Field(200, ge=10, le=60_000, description="A file is closed and carried after so long.")
+
+
 class Sample(_Section):
     """A golden sample: an artifact beside the mapping, and what must come out of it."""
 
@@ -47,12 +61,19 @@ class SourceSettings(_Section):
     format: FormatSettings
     mapping: MappingSettings
     drop: DropFolder | None = None
+    webhook: Webhook | None = None
     all_or_nothing: bool = Field(False, description="One bad row refuses the whole artifact.")
     mode: Literal["apply", "shadow"] = "apply"
     batch_deltas: int = Field(1_000, ge=1, le=5_000)
     unacked_batches: int = Field(8, ge=1, le=64)
     rows_max: int = Field(100_000_000, ge=1)
     samples: tuple[Sample, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SourceSettings:
+        if self.webhook is not None and (self.drop is None or self.format.kind != "json_lines"):
+            raise ValueError("a webhook needs a [drop] folder for its files and the format json_lines")
+        return self
 
 
 def read_source(path: Path) -> SourceSettings:
@@ -69,9 +90,18 @@ def read_source(path: Path) -> SourceSettings:
             for one in error.errors()
         ]
         raise SettingsRefused("\n".join(problems)) from error
-    if settings.drop is not None and not settings.drop.folder.is_absolute():
-        drop = settings.drop.model_copy(update={"folder": (path.parent / settings.drop.folder).resolve()})
+    return _placed(settings, path.parent)
+
+
+def _placed(settings: SourceSettings, folder: Path) -> SourceSettings:
+    """Paths are relative to the file that names them."""
+    if settings.drop is not None:
+        drop = settings.drop.model_copy(update={"folder": (folder / settings.drop.folder).resolve()})
         settings = settings.model_copy(update={"drop": drop})
+    if settings.webhook is not None:
+        secret_file = (folder / settings.webhook.secret_file).resolve()
+        webhook = settings.webhook.model_copy(update={"secret_file": secret_file})
+        settings = settings.model_copy(update={"webhook": webhook})
     return settings
 
 

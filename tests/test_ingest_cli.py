@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -125,3 +129,38 @@ def test_errors_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -
     (folder / "wms.toml").write_text("source = 3\n")
     code, _, err = cli(capsys, "runs")
     assert (code, "format" in err, "mapping" in err, err.count("\n")) == (1, True, True, 1)
+
+
+def test_an_event_posted_is_in_the_ledger(folder: Path, server: Server, names: Names) -> None:
+    """Over HTTP into the file, from the file into the ledger, by the command that an operator runs."""
+    source, tea = names.id("hook"), names.sku("tea")
+    (folder / "secret").write_text("a secret of some length")
+    text = SOURCE.format(source=source).replace('kind = "csv"', 'kind = "json_lines"')
+    (folder / "wms.toml").write_text(
+        text[: text.index("[[samples]]")]
+        + '[drop]\nfolder = "drop"\nsettle_ms = 0\n[webhook]\nsecret_file = "secret"\nrotate_ms = 20\n'
+    )
+    command = [sys.executable, "-m", "availability", "ingest", "run", "--http", "127.0.0.1:0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        address = line.split()[2].replace("SOURCE", source)
+        event = {"type": "RECEIPT", "sku": tea, "node": "east", "quantity": 4}
+        request = urllib.request.Request(
+            address, json.dumps(event).encode(), headers={"authorization": "Bearer a secret of some length"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 202
+        deadline = time.monotonic() + 20
+        with Client(server.grpc) as client:
+            while time.monotonic() < deadline:
+                terms = client.explain(f"{source} all", tea).terms
+                if sum(node.on_hand for node in terms.nodes) == 4:
+                    break
+                time.sleep(0.05)
+            else:
+                pytest.fail("the event did not arrive")
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +56,9 @@ def run(
     sources: Sources = DEFAULT_SOURCES,
     database: Database = DEFAULT_DATABASE,
     once: Annotated[bool, typer.Option("--once", help="Carry what is there now, and end.")] = False,
+    http: Annotated[
+        str, typer.Option("--http", metavar="HOST:PORT", help="Take webhooks here as well; port 0: any.")
+    ] = "",
     target: Target = DEFAULT_TARGET,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
@@ -88,7 +91,11 @@ def run(
             said=said,
         )
 
-    with _desk(sources, database, target, token_file, tls_ca) as desk, bar:
+    with ExitStack() as stack:
+        desk = stack.enter_context(_desk(sources, database, target, token_file, tls_ca))
+        stack.enter_context(bar)
+        if http:
+            bar.console.print(f"webhooks at {stack.enter_context(desk.doors(http))}/events/SOURCE")
         desk.run(once=once, stopped=stop.is_set, watch=watch, told=bar.console.print)
 
 
