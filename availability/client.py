@@ -390,6 +390,11 @@ class Client:
         request = stk.ApplyDeltasRequest(source=source, deltas=deltas)
         return self.call(self.stock.ApplyDeltas, request)
 
+    def get_order(self, order_source: str, order_ref: str) -> stk.GetOrderResponse:
+        """Return what the ledger knows of an order, told under any of its names. Errors: ORDER_NOT_FOUND."""
+        request = stk.GetOrderRequest(order_source=order_source, order_ref=order_ref)
+        return self.call(self.stock.GetOrder, request)
+
     def last_sequences(self, source: str) -> dict[str, int]:
         """Return stream → last settled number: a source goes on with the next one."""
         answer = self.call(self.stock.ListStreams, stk.ListStreamsRequest(source=source))

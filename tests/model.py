@@ -4,7 +4,7 @@ It is the third, independent computation: it imports nothing of ours, is fast en
 meant to be read beside CONTRACT.md sections 2 to 4, in its words. Where the ledger and this file disagree,
 one of them has a bug. Time does not pass here: a test says `expire` when the ledger ended a hold.
 
-Not modelled: links, and what waits for a clock.
+Not modelled: what waits for a clock.
 """
 
 from __future__ import annotations
@@ -96,6 +96,12 @@ class Delta:
     due_us: int = 0
     expected_kind: str = ""
     """PURCHASE (also where empty), TRANSFER or RETURN."""
+    open_basis: bool = False
+    """Basis OPEN of an ORDER_ALLOCATED: still to ship, as of the shipped quantity."""
+    shipped_quantity: int | None = None
+    linked_source: str = ""
+    linked_ref: str = ""
+    """The other name of a LINK_ORDER."""
 
     def key(self) -> Key:
         """Give the place of this word among others: a number before a text, text by its bytes."""
@@ -123,6 +129,7 @@ NOW_US = 4_000_000_000_000_000
 """What names no time happens when it arrives, and later than all that names one."""
 WORD_TYPES = frozenset(("ORDER_PLACED", "ORDER_CHANGED"))
 ORDER_TYPES = WORD_TYPES | {"ORDER_ALLOCATED", "ORDER_CANCELLED"}
+ORDER_NAMES_MAX = 16
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -240,7 +247,11 @@ class Word:
 
 @dataclass
 class Order:
-    """An order's facts, by (line, sku) and node, and `auto`: where units without any node were put."""
+    """An order's facts as told under one name, by (line, sku) and node.
+
+    `auto` and `committed` follow from the facts of all its names and stand with the first of them; `auto`, by sku, is
+    where units that no fact places were put, in the order of putting.
+    """
 
     words: dict[tuple[str, str], Word] = field(default_factory=dict)
     cancelled: Key | None = None
@@ -249,7 +260,7 @@ class Order:
     shipped: dict[tuple[str, str], Units] = field(default_factory=dict)
     sourced: dict[str, Units] = field(default_factory=dict)
     channel: str = ""
-    auto: dict[tuple[str, str], list[tuple[str, int]]] = field(default_factory=dict)
+    auto: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     committed: dict[str, Units] = field(default_factory=dict)
     kits: list[tuple[str, int, dict[str, int]]] = field(default_factory=list)
     """(kit, how many, recipe) of our commits, one entry for each recipe that a kit had."""
@@ -262,6 +273,43 @@ class Order:
                     break
             else:
                 self.kits.append((kit, count, recipe))
+
+    def add(self, other: Order) -> None:
+        """Take in what was told under another name: sums add up, of words the latest counts."""
+        for kit, count, recipe in other.kits:
+            self.remember_kits({kit: (count, recipe)})
+        self.channel = self.channel or other.channel
+        if other.cancelled and (self.cancelled is None or self.cancelled < other.cancelled):
+            self.cancelled = other.cancelled
+        for sku, key in other.cancelled_skus.items():
+            self.cancelled_skus[sku] = max(key, self.cancelled_skus.get(sku, key))
+        for cell, word in other.words.items():
+            take_latest(self.words, cell, word)
+        for cell, allocated in other.allocated.items():
+            for node, word in allocated.items():
+                take_latest(self.allocated.setdefault(cell, {}), node, word)
+        for cell, shipped in other.shipped.items():
+            for node, units in shipped.items():
+                add(self.shipped.setdefault(cell, {}), node, units)
+        for sku, sourced in other.sourced.items():
+            for node, units in sourced.items():
+                add(self.sourced.setdefault(sku, {}), node, units)
+
+    def skus(self) -> set[str]:
+        """Every sku that was told of."""
+        return {sku for facts in (self.words, self.allocated, self.shipped) for _, sku in facts} | {
+            *self.sourced
+        }
+
+    def cancels(self, sku: str) -> bool:
+        """Tell whether a cancel is the last that was said of each line of a sku."""
+        lines = {
+            line for facts in (self.words, self.allocated, self.shipped) for line, of in facts if of == sku
+        }
+        lines |= {""} if self.sourced.get(sku) else set()
+        words = [self.words.get((line, sku)) for line in lines]
+        reopened = any(word and word.quantity and not self.supersedes(sku, word) for word in words)
+        return self.cancel_of(sku) is not None and not reopened
 
     def is_cancelled(self) -> bool:
         """Tell whether the whole order was cancelled and no line has been reopened since."""
@@ -410,6 +458,23 @@ def place(facts: Facts) -> tuple[Units, int]:
     return {node: units for node, units in committed.items() if units}, still_open
 
 
+def up_to(puts: list[tuple[str, int]], units: int) -> list[tuple[str, int]]:
+    """Keep of what was put the first units."""
+    kept = []
+    for node, amount in puts:
+        kept.append((node, min(amount, units)))
+        units -= kept[-1][1]
+    return [(node, amount) for node, amount in kept if amount]
+
+
+def names_linked(delta: Delta) -> tuple[OrderName, OrderName]:
+    """Read the two names of a LINK_ORDER."""
+    return (delta.order_source or delta.source, delta.order_ref), (
+        delta.linked_source or delta.source,
+        delta.linked_ref,
+    )
+
+
 def by_name(names: Iterable[str]) -> list[str]:
     """Sort names by their bytes."""
     return sorted(names, key=str.encode)
@@ -443,6 +508,8 @@ class Model:
         self.kits: dict[str, Lines] = {}
         self.holds: dict[str, Hold] = {}
         self.orders: dict[OrderName, Order] = {}
+        self.links: dict[frozenset[OrderName], Word] = {}
+        """By two names the latest word on whether they are one order: quantity 1, or 0."""
         self.marks: dict[tuple[str, str], int] = {}
         self.cells: dict[tuple[str, str, str, str, str], Cell] = {}
         """Expected supply by (sku, node, kind, reference, line)."""
@@ -653,7 +720,7 @@ class Model:
                     add(order.sourced.setdefault(sku, {}), source.node, source.quantity)
             for sku in hold.skus():
                 self._settle(name, sku)
-            return Changed("COMMITTED", order_cancelled=order.is_cancelled())
+            return Changed("COMMITTED", order_cancelled=self.whole(name).is_cancelled())
 
         return self._once(request_id, ("commit", reservation_id, order_source, order_ref), decide)
 
@@ -860,30 +927,31 @@ class Model:
     def _count_held(self, owner: OrderName, skus: Iterable[str]) -> None:
         """Count anew what the ACTIVE holds of an owner reserve: their units, less what the order covers.
 
-        Which nodes are lowered is the ledger's choice; here as a release would: newest hold first, oversold
-        units first, then in reverse order of sourcing.
+        Lowered first where the order commits, by name, then at the other nodes, by name.
         """
+        names = self.names_of(owner)
         for sku in list(skus):
             units: Units = {}
-            covered = self.covered(owner, sku)
-            for reservation_id in reversed(self._carrying.get(owner, [])):
+            for reservation_id in (held for name in names for held in self._carrying.get(name, [])):
                 hold = self.holds[reservation_id]
-                lines = {part: [replace(source) for source in hold.lines[part]] for part in hold.parts(sku)}
-                for part in list(lines):
-                    lowered = min(covered, hold.quantity(*part))
-                    self._give_back(lines, part, lowered)
-                    covered -= lowered
-                for source in (source for sources in lines.values() for source in sources):
+                for source in (source for part in hold.parts(sku) for source in hold.lines[part]):
                     add(units, source.node, source.quantity)
-            self._replace(self._reserved, sku, self._held.pop((owner, sku), {}), units)
-            if units:
-                self._held[owner, sku] = units
+            committed = self.order_committed(owner, sku)
+            covered = self.covered(owner, sku)
+            for most in (committed, dict(units)):
+                for node in by_name(units):
+                    lowered = min(covered, units[node], most.get(node, 0))
+                    units[node] -= lowered
+                    covered -= lowered
+            for name in names:
+                self._replace(self._reserved, sku, self._held.pop((name, sku), {}), {})
+            self._replace(self._reserved, sku, {}, units)
+            if any(units.values()):
+                self._held[names[0], sku] = units
 
     def covered(self, order: OrderName, sku: str) -> int:
         """Units of an order's holds that its facts count already, because its source or ERP spoke of them."""
-        facts_of = self.orders.get(order)
-        if facts_of is None:
-            return 0
+        facts_of = self.whole(order)
         wanted = 0
         for group, lines in facts_of.line_groups(sku).items():
             facts = facts_of.facts(sku, group, lines)
@@ -925,50 +993,60 @@ class Model:
 
     # --- orders
 
+    def names_of(self, name: OrderName) -> list[OrderName]:
+        """All names of the order with this name, by source and ref."""
+        names = [name]
+        for known in names:  # grows meanwhile
+            for pair, word in self.links.items():
+                if word.quantity and known in pair:
+                    names += [other for other in pair if other not in names]
+        return sorted(names, key=lambda one: (one[0].encode(), one[1].encode()))
+
+    def whole(self, name: OrderName) -> Order:
+        """An order as if all that was told under its names had been told under one."""
+        names = self.names_of(name)
+        order = Order()
+        for known in names:
+            order.add(self.orders.get(known, Order()))
+        first = self.orders.get(names[0], Order())
+        order.auto, order.committed = first.auto, first.committed
+        return order
+
     def order_committed(self, name: OrderName, sku: str) -> Units:
         """What an order commits of a sku, by node."""
-        order = self.orders.get(name)
-        return dict(order.committed.get(sku, {})) if order else {}
+        return dict(self.whole(name).committed.get(sku, {}))
 
     def _settle(self, name: OrderName, sku: str) -> None:
         """Evaluate an order's lines of one sku anew, after a fact about them changed."""
-        order = self.orders[name]
-        groups = order.line_groups(sku)
-        placed = {group: place(order.facts(sku, group, lines)) for group, lines in groups.items()}
-        self._keep_auto(order, sku, {group: rest for group, (_, rest) in placed.items()})
-        self._write_committed(order, sku, [units for units, _ in placed.values()])
-        for group, (_, rest) in placed.items():
-            order.auto[sku, group] = self._put_auto(name, sku, groups[group], order.auto[sku, group], rest)
-            self._write_committed(order, sku, [units for units, _ in placed.values()])
+        names, facts = self.names_of(name), self.whole(name)
+        first = self.orders.setdefault(names[0], Order())
+        placed = [place(facts.facts(sku, group, lines)) for group, lines in facts.line_groups(sku).items()]
+        rest = sum(without_node for _, without_node in placed)
+        latest = max(
+            (word for (_, of), word in facts.words.items() if of == sku),
+            key=lambda word: word.key,
+            default=None,
+        )
+        if latest and latest.node:
+            first.auto[sku] = [(latest.node, rest)] if rest else []
+        else:
+            first.auto[sku] = up_to(first.auto.get(sku, []), rest)
+        self._write_committed(first, sku, [units for units, _ in placed])
         self._count_held(name, [sku])
-
-    def _keep_auto(self, order: Order, sku: str, rests: dict[str, int]) -> None:
-        """Shrink what was put without a node to what is left of it, from the last."""
-        if TOGETHER in rests:  # what was put per line until now is put for all of them
-            joined: Units = {}
-            for key in sorted(order.auto, key=lambda key: (key[1] != TOGETHER, key[1].encode())):
-                if key[0] == sku:
-                    for node, units in order.auto.pop(key):
-                        add(joined, node, units)
-            order.auto[sku, TOGETHER] = list(joined.items())
-        for group, rest in rests.items():
-            kept = []
-            for node, units in order.auto.get((sku, group), []):
-                kept.append((node, min(units, rest)))
-                rest -= kept[-1][1]
-            order.auto[sku, group] = [(node, units) for node, units in kept if units]
+        first.auto[sku] = self._put_auto(names, sku, first.auto[sku], rest)
+        self._write_committed(first, sku, [units for units, _ in placed])
 
     def _put_auto(
-        self, name: OrderName, sku: str, lines: list[str], auto: list[tuple[str, int]], rest: int
+        self, names: list[OrderName], sku: str, auto: list[tuple[str, int]], rest: int
     ) -> list[tuple[str, int]]:
-        """Put units that no fact places: at the node that the source's word named, else like a grant."""
-        order = self.orders[name]
-        words = [order.words[line, sku] for line in lines if (line, sku) in order.words]
-        named = [word.node for word in words if word.node and not order.supersedes(sku, word)]
-        if named:
-            return [(named[0], rest)] if rest else []
+        """Put units that no fact places like a grant of the order's channel, or of all nodes."""
         missing = rest - sum(units for _, units in auto)
-        declared = [channel for channel in (order.channel, name[0]) if channel in self.channels]
+        committed_by = [self.orders.get(name, Order()).channel for name in names]
+        declared = [
+            channel
+            for channel in (*committed_by, *(source for source, _ in names))
+            if channel in self.channels
+        ]
         if declared:
             nodes, every = self._serving(declared[0], sku), self.channel_nodes(declared[0])
         else:
@@ -982,15 +1060,64 @@ class Model:
                 put.append((source.node, source.quantity))
         return put
 
+    def _link(self, name: OrderName, other: OrderName, word: Word) -> str:
+        """Two names are one order from now on, or two again."""
+        pair = frozenset((name, other))
+        latest = self.links.get(pair)
+        if latest is not None and word.key < latest.key:
+            return "STALE"
+        for one in pair:
+            self.orders.setdefault(one, Order())
+        ours, theirs = self.names_of(name), self.names_of(other)
+        self.links[pair] = word
+        if bool(latest and latest.quantity) == bool(word.quantity):
+            return "APPLIED"
+        skus = self._regroup({*ours, *theirs}, {ours[0], theirs[0]})
+        if word.quantity:
+            self._release_cancelled(ours, theirs, skus)
+            self._release_cancelled(theirs, ours, skus)
+        return "APPLIED"
+
+    def _regroup(self, names: set[OrderName], firsts: set[OrderName]) -> list[str]:
+        """Evaluate orders whose names were parted or joined; what was put without a node stays with the first name."""
+        skus = {sku for name in names for sku in (*self.orders[name].skus(), *self.orders[name].committed)}
+        skus |= {sku for (owner, sku) in self._held if owner in names}
+        skus |= {
+            sku for name in names for hold in self._carrying.get(name, []) for sku in self.holds[hold].skus()
+        }
+        new = sorted({self.names_of(name)[0] for name in names})
+        for sku in by_name(skus):
+            auto: list[tuple[str, int]] = []
+            for name in sorted(firsts):
+                order = self.orders[name]
+                auto += order.auto.pop(sku, [])
+                self._replace(self._committed, sku, order.committed.pop(sku, {}), {})
+                self._replace(self._reserved, sku, self._held.pop((name, sku), {}), {})
+            self.orders[new[0]].auto[sku] = auto
+            for name in new:
+                self._settle(name, sku)
+        return by_name(skus)
+
+    def _release_cancelled(self, told: list[OrderName], carried: list[OrderName], skus: list[str]) -> None:
+        """What was cancelled under some names is cancelled for holds that carry those now linked with them."""
+        theirs, ours = Order(), Order()
+        for name in told:
+            theirs.add(self.orders[name])
+        for name in carried:
+            ours.add(self.orders[name])
+        for sku in skus:
+            cancel, own = theirs.cancel_of(sku), ours.cancel_of(sku)
+            if cancel and (own is None or own < cancel) and self.whole(told[0]).cancels(sku):
+                for name in carried:
+                    self._release_of(name, sku)
+
     def _write_committed(self, order: Order, sku: str, placed: list[Units]) -> None:
         units: Units = {}
         for part in placed:
             for node, amount in part.items():
                 add(units, node, amount)
-        for (of, _), auto in order.auto.items():
-            if of == sku:
-                for node, amount in auto:
-                    add(units, node, amount)
+        for node, amount in order.auto.get(sku, []):
+            add(units, node, amount)
         self._replace(self._committed, sku, order.committed.get(sku, {}), units)
         order.committed[sku] = units
 
@@ -1059,8 +1186,12 @@ class Model:
 
     def _problem(self, delta: Delta) -> str:
         """Say why a delta cannot be applied, or nothing."""
-        if delta.type not in STOCK_TYPES | ORDER_TYPES | SUPPLY_TYPES:
+        if delta.type not in STOCK_TYPES | ORDER_TYPES | SUPPLY_TYPES | {"LINK_ORDER"}:
             return "INVALID_REQUEST"
+        if delta.type == "LINK_ORDER":
+            return self._link_problem(delta)
+        if delta.open_basis and delta.shipped_quantity is None:
+            return "SHIPPED_QUANTITY_REQUIRED"
         signed = delta.type in ("ADJUSTMENT", "SHIPMENT")
         absolute = delta.type in ORDER_TYPES | SUPPLY_TYPES
         if abs(delta.quantity) > QUANTITY_MAX or (delta.quantity == 0 and not absolute):
@@ -1089,6 +1220,25 @@ class Model:
             own_stream = own_stream and count.stream is not None
             if not own_stream and any(change.key[0] > count.key[0] for change in position.changes):
                 return "POINT_TOO_OLD"
+        return ""
+
+    def _link_problem(self, delta: Delta) -> str:
+        """Say why two names cannot be one order: a link joins two orders, and a source names an order once."""
+        if delta.quantity not in (0, 1):
+            return "INVALID_QUANTITY"
+        pair = names_linked(delta)
+        if pair[0] == pair[1]:
+            return "INVALID_REQUEST"
+        latest = self.links.get(frozenset(pair))
+        if not delta.quantity or (latest and (latest.quantity or delta.key() < latest.key)):
+            return ""
+        ours, theirs = self.names_of(pair[0]), self.names_of(pair[1])
+        if len(ours) + len(theirs) > ORDER_NAMES_MAX:
+            return "TOO_MANY_NAMES"
+        if {*ours} & {*theirs}:
+            return "LINK_CYCLE"
+        if {source for source, _ in ours} & {source for source, _ in theirs}:
+            return "LINK_CONFLICT"
         return ""
 
     def _apply_stock(self, delta: Delta) -> None:
@@ -1181,16 +1331,21 @@ class Model:
         return found
 
     def _apply_order(self, delta: Delta) -> str:
+        if delta.type == "LINK_ORDER":
+            return self._link(*names_linked(delta), Word(delta.key(), delta.quantity))
         name = (delta.order_source or delta.source, delta.order_ref)
         order = self.orders.setdefault(name, Order())
         cell = (delta.line, delta.sku)
-        word = Word(delta.key(), 0 if delta.type == "ORDER_CANCELLED" else delta.quantity, delta.node)
+        quantity = 0 if delta.type == "ORDER_CANCELLED" else delta.quantity
+        if delta.type == "ORDER_ALLOCATED" and delta.open_basis:
+            quantity += delta.shipped_quantity or 0
+        word = Word(delta.key(), quantity, delta.node)
         if delta.type == "ORDER_CANCELLED" and not delta.sku:
             if order.cancelled is not None and word.key < order.cancelled:
                 return "STALE"
             order.cancelled = word.key
             self._release_carried(name, "")
-            for sku in self._skus_of(order):
+            for sku in by_name(self.whole(name).skus()):
                 self._settle(name, sku)
             return "APPLIED"
         if delta.type == "ORDER_CANCELLED" and not delta.line:
@@ -1227,12 +1382,13 @@ class Model:
         self._settle(name, delta.sku)
         return "APPLIED"
 
-    def _skus_of(self, order: Order) -> list[str]:
-        told = {sku for facts in (order.words, order.allocated, order.shipped) for _, sku in facts}
-        return by_name(told | set(order.sourced))
-
     def _release_carried(self, name: OrderName, sku: str) -> None:
         """End the ACTIVE holds that carry a cancelled order, or (with a sku) their units of it."""
+        for known in self.names_of(name):
+            self._release_of(known, sku)
+
+    def _release_of(self, name: OrderName, sku: str) -> None:
+        """The same for those that carry one of its names."""
         for reservation_id in list(self._carrying.get(name, [])):
             hold = self.holds[reservation_id]
             if not sku or hold.skus() == [sku]:
@@ -1351,6 +1507,12 @@ class Model:
 
 
 K = TypeVar("K")
+
+
+def take_latest(words: dict[K, Word], cell: K, word: Word) -> None:
+    """Keep the later of two words about one cell."""
+    if cell not in words or words[cell].key < word.key:
+        words[cell] = word
 
 
 def add(totals: dict[K, int], key: K, amount: int) -> None:

@@ -14,7 +14,7 @@ _numbers = count(1)
 
 def told(model: Model, type_: str, quantity: int = 0, **fields: Any) -> str:
     """Tell the model one event of a source called erp; the answer is its result."""
-    event = Delta(source="erp", type=type_, event_id=f"e{next(_numbers)}", quantity=quantity, **fields)
+    event = Delta(source="erp", type=type_, event_id=f"e{next(_numbers):04}", quantity=quantity, **fields)
     return model.apply_delta(event)[0]
 
 

@@ -348,6 +348,10 @@ def to_proto(delta: Delta) -> stk.Delta:
         reference=delta.reference,
         due_time=due if delta.due_us else None,
         expected_kind=stk.ExpectedKind.Value(f"EXPECTED_KIND_{delta.expected_kind or 'UNSPECIFIED'}"),
+        allocation_basis=stk.ALLOCATION_BASIS_OPEN if delta.open_basis else stk.ALLOCATION_BASIS_UNSPECIFIED,
+        shipped_quantity=delta.shipped_quantity,
+        linked_order_source=delta.linked_source,
+        linked_order_ref=delta.linked_ref,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from availability.cli import exceptions, ingest, policy, policy_files, reads, server, token, writes
+from availability.cli import exceptions, ingest, order, policy, policy_files, reads, server, token, writes
 from availability.cli.errors import EXIT_OTHER, EXIT_USAGE, Told, told
 from availability.cli.options import CLIENT_CERTIFICATE
 
@@ -58,6 +58,7 @@ app.command("get", rich_help_panel="Reading")(reads.get)
 app.command("explain", rich_help_panel="Reading")(reads.explain)
 app.command("watch", rich_help_panel="Reading")(reads.watch)
 app.add_typer(exceptions.app, name="exceptions", rich_help_panel="Reading")
+app.add_typer(order.app, name="order", rich_help_panel="Reading")
 app.command("reserve", rich_help_panel="Checkout")(writes.reserve)
 app.command("commit", rich_help_panel="Checkout")(writes.commit)
 app.command("release", rich_help_panel="Checkout")(writes.release)

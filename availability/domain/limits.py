@@ -27,6 +27,9 @@ BATCH_DELTAS_MAX = 5_000
 CALL_DELTAS_MAX = 250
 """Deltas of one ledger call: a call blocks Redis, and multi-value commands take at most 1,000 values."""
 
+ORDER_NAMES_MAX = 16
+"""Names of one order, linked together: an order's facts are evaluated over all of them at once."""
+
 LINES_DEFAULT = 500
 LINES_MAX = 2_000
 PAGE_SIZE_DEFAULT = 100

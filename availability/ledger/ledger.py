@@ -238,10 +238,14 @@ class Ledger:
         calls.OrderMeta | None,
         list[tuple[str, calls.OrderSkuState]],
         list[tuple[str, list[calls.OrderKits]]],
+        list[tuple[str, str]],
     ]:
-        """Facts of an order by sku, and its kits; meta is None where it is unknown."""
-        head, meta, skus, kits = _ORDER.decode(self._fcall("order", source, ref))
-        return head, meta if isinstance(meta, calls.OrderMeta) else None, skus, kits
+        """Facts of an order by sku, told under any of its names, its kits, its other names.
+
+        meta is None where it is unknown.
+        """
+        head, meta, skus, kits, links = _ORDER.decode(self._fcall("order", source, ref))
+        return head, meta if isinstance(meta, calls.OrderMeta) else None, skus, kits, links
 
     def streams(self, source: str) -> tuple[int, list[tuple[str, calls.StreamRow]]]:
         """Ledger clock and the streams of a source."""
@@ -382,6 +386,7 @@ _ORDER = msgspec.msgpack.Decoder(
         calls.OrderMeta | bool,
         list[tuple[str, calls.OrderSkuState]],
         list[tuple[str, list[calls.OrderKits]]],
+        list[tuple[str, str]],
     ]
 )
 _STREAMS = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str, int, int, int, int]]])

@@ -8,7 +8,13 @@ from __future__ import annotations
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from availability.domain.limits import BALANCE_ABS_MAX, ID_BYTES_MAX, QUANTITY_MAX, REFERENCE_BYTES_MAX
+from availability.domain.limits import (
+    BALANCE_ABS_MAX,
+    ID_BYTES_MAX,
+    ORDER_NAMES_MAX,
+    QUANTITY_MAX,
+    REFERENCE_BYTES_MAX,
+)
 from availability.domain.text import text_problem
 from availability.ledger.ledger import bucket, fingerprint
 from availability.v1 import stock_pb2 as pb
@@ -19,7 +25,8 @@ _SIGNED = frozenset({pb.DELTA_TYPE_ADJUSTMENT, pb.DELTA_TYPE_SHIPMENT})
 _ABSOLUTE = frozenset(
     {pb.DELTA_TYPE_ORDER_PLACED, pb.DELTA_TYPE_ORDER_CHANGED, pb.DELTA_TYPE_ORDER_ALLOCATED}
 )
-_ORDER = _ABSOLUTE | {pb.DELTA_TYPE_ORDER_CANCELLED}
+_ORDER = _ABSOLUTE | {pb.DELTA_TYPE_ORDER_CANCELLED, pb.DELTA_TYPE_LINK_ORDER}
+_WITHOUT_SKU = frozenset({pb.DELTA_TYPE_ORDER_CANCELLED, pb.DELTA_TYPE_LINK_ORDER})
 _STOCK = frozenset(
     {
         pb.DELTA_TYPE_RECEIPT,
@@ -53,14 +60,18 @@ MESSAGES = {
     "INVALID_SEQUENCE": "source_sequence must be 1 to 2^53 - 1",
     "ID_REQUIRED": "exactly one of source_sequence and event_id is required",
     "INVALID_TYPE": "no such type",
-    "UNSUPPORTED_TYPE": "this release does not know the type's rules",
-    "UNSUPPORTED_BASIS": "this release knows CUMULATIVE allocations only",
     "INVALID_BASIS": "no such basis",
     "NET_NEEDS_SNAPSHOT": "what was confirmed at the point of one net figure is not known; send PHYSICAL or a snapshot",
     "INVALID_KIND": "no such expected_kind",
     "POINT_TOO_OLD": "changes after the count's point are not remembered one by one any more; count again",
     "TO_NODE_REQUIRED": "to_node is required",
     "SAME_NODE": "a transfer goes to another node",
+    "SHIPPED_QUANTITY_REQUIRED": "an OPEN allocation names the shipped quantity that it leaves out",
+    "LINKED_ORDER_REQUIRED": "a link needs a second order name: linked_order_ref, or the reference",
+    "INVALID_REQUEST": "a link names one order twice",
+    "LINK_CYCLE": "the two names are linked already, through others",
+    "LINK_CONFLICT": "a source gives an order one name only: the two orders have names of one source",
+    "TOO_MANY_NAMES": f"an order has at most {ORDER_NAMES_MAX} names",
     "INVALID_QUANTITY": "quantity is outside what its type allows",
     "INVALID_TEXT": "a text is too long or cannot be printed",
     "SKU_REQUIRED": "sku is required",
@@ -89,6 +100,9 @@ def pack(delta: pb.Delta, source: str, refused: str = "") -> tuple[msgspec.Raw, 
     reference, reason = delta.reference, delta.reason
     correlation_id, author = delta.correlation_id, delta.author
     sequence = delta.source_sequence
+    linked_source, linked_ref = "", ""
+    if kind == pb.DELTA_TYPE_LINK_ORDER:
+        linked_source, linked_ref = delta.linked_order_source or source, delta.linked_order_ref or reference
     content: tuple[object, ...] = (
         stream,
         sequence,
@@ -116,10 +130,14 @@ def pack(delta: pb.Delta, source: str, refused: str = "") -> tuple[msgspec.Raw, 
         extra = (delta.expected_kind,)
     elif kind == pb.DELTA_TYPE_SET_ON_HAND and delta.basis:
         extra = (0, delta.basis)
+    elif kind == pb.DELTA_TYPE_LINK_ORDER:
+        extra = (0, 0, linked_source, linked_ref)
     problem = refused or _problem(delta, kind, source, occurred_us, due_us)
     if not problem:
-        ids = stream, sku, node, to_node, order_source, line, reason
-        references = event_id, order_ref, reference, correlation_id, author
+        ids: tuple[str, ...] = stream, sku, node, to_node, order_source, line, reason
+        references: tuple[str, ...] = event_id, order_ref, reference, correlation_id, author
+        if linked_ref:
+            ids, references = (*ids, linked_source), (*references, linked_ref)
         problem = _text_problem(ids, references)
     mark = fingerprint(_encode((*content, *extra)))
     if problem:
@@ -150,7 +168,7 @@ def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: 
     if not 0 <= sequence < 2**53:
         return "INVALID_SEQUENCE"
     if kind not in _STOCK and kind not in _ORDER:
-        return "UNSUPPORTED_TYPE" if kind in pb.DeltaType.values() and kind else "INVALID_TYPE"
+        return "INVALID_TYPE"
     quantity = delta.quantity
     if kind in _SIGNED:
         if quantity == 0 or not -QUANTITY_MAX <= quantity <= QUANTITY_MAX:
@@ -158,9 +176,12 @@ def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: 
     elif kind in _FROM_ZERO:
         if not 0 <= quantity <= QUANTITY_MAX:
             return "INVALID_QUANTITY"
+    elif kind == pb.DELTA_TYPE_LINK_ORDER:
+        if quantity not in (0, 1):
+            return "INVALID_QUANTITY"
     elif kind != pb.DELTA_TYPE_ORDER_CANCELLED and not 1 <= quantity <= QUANTITY_MAX:
         return "INVALID_QUANTITY"
-    if not delta.sku and kind != pb.DELTA_TYPE_ORDER_CANCELLED:
+    if not delta.sku and kind not in _WITHOUT_SKU:
         return "SKU_REQUIRED"
     if kind == pb.DELTA_TYPE_ORDER_CANCELLED and delta.line and not delta.sku:
         return "SKU_REQUIRED"
@@ -174,8 +195,10 @@ def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: 
         return "ORDER_REQUIRED"
     if sequence and not delta.stream:
         return "STREAM_REQUIRED"
-    if delta.allocation_basis not in (0, pb.ALLOCATION_BASIS_CUMULATIVE):
-        return "UNSUPPORTED_BASIS"
+    if kind == pb.DELTA_TYPE_ORDER_ALLOCATED and (problem := _basis_problem(delta)):
+        return problem
+    if kind == pb.DELTA_TYPE_LINK_ORDER and (problem := _link_problem(delta, source)):
+        return problem
     quarantined = delta.state == pb.STOCK_STATE_QUARANTINED
     if delta.state not in (0, pb.STOCK_STATE_AVAILABLE) and not (
         quarantined and kind == pb.DELTA_TYPE_ADJUSTMENT
@@ -198,6 +221,26 @@ def _supply_problem(delta: pb.Delta, kind: int) -> str:
     if delta.basis == pb.SNAPSHOT_BASIS_NET:
         return "NET_NEEDS_SNAPSHOT"
     return "" if delta.basis in pb.SnapshotBasis.values() else "INVALID_BASIS"
+
+
+def _basis_problem(delta: pb.Delta) -> str:
+    """OPEN means: still to ship, as of a shipped quantity. Without one the sum would depend on what arrives when."""
+    if delta.allocation_basis not in pb.AllocationBasis.values():
+        return "INVALID_BASIS"
+    if delta.allocation_basis != pb.ALLOCATION_BASIS_OPEN:
+        return ""
+    if not delta.HasField("shipped_quantity"):
+        return "SHIPPED_QUANTITY_REQUIRED"
+    return "" if 0 <= delta.shipped_quantity <= QUANTITY_MAX else "INVALID_QUANTITY"
+
+
+def _link_problem(delta: pb.Delta, source: str) -> str:
+    other_source, other_ref = delta.linked_order_source or source, delta.linked_order_ref or delta.reference
+    if not other_ref:
+        return "LINKED_ORDER_REQUIRED"
+    if (other_source, other_ref) == (delta.order_source or source, delta.order_ref):
+        return "INVALID_REQUEST"
+    return ""
 
 
 def _text_problem(ids: tuple[str, ...], references: tuple[str, ...]) -> str:

@@ -117,7 +117,7 @@ class StockHandlers:
         """Return an order's facts and what they commit."""
         check_id(request.order_source, "order_source")
         check_reference(request.order_ref, "order_ref", required=True)
-        head, meta, skus, kits = call(
+        head, meta, skus, kits, links = call(
             ctx, lambda: self._ledger.order(request.order_source, request.order_ref)
         )
         if meta is None:
@@ -133,6 +133,7 @@ class StockHandlers:
             order_ref=request.order_ref,
             cancelled=cancel_key is not None and not any(line.ordered for line in lines),
             lines=lines,
+            links=[pb.OrderName(order_source=source, order_ref=ref) for source, ref in links],
             holds=list(holds),
             version=str(head.version),
             kits=[

@@ -222,6 +222,27 @@ def test_a_closed_order_refuses_later_facts(lab: Lab) -> None:
     audit(lab.redis)
 
 
+def test_linked_names_close_together(lab: Lab) -> None:
+    """A name of which nobody spoke for long stays open while its order lives under another name, and closes with it."""
+    lab.control(now_ms=NOW_MS)
+    lab.receive("a", "n1", 9)
+    shop, erp = ({"order_source": source, "order_ref": "1"} for source in ("web", "erp"))
+    link = {"linked_order_source": "web", "linked_order_ref": "1", **erp}
+    assert (
+        lab.results(delta("ORDER_PLACED", "a", "", 2, **shop), delta("LINK_ORDER", quantity=1, **link))
+        == ["APPLIED"] * 2
+    )
+    pass_days(lab, 20 * DAY_MS)
+    assert lab.results(delta("SHIPMENT", "a", "n1", 2, **erp)) == ["APPLIED"]
+    pass_days(lab, 20 * DAY_MS)
+    assert lab.ledger.order("web", "1")[4] == [("erp", "1")]
+    pass_days(lab, 11 * DAY_MS)
+    late = [delta("SHIPMENT", "a", "n1", 1, **shop), delta("LINK_ORDER", quantity=1, **link)]
+    late.append(delta("LINK_ORDER", quantity=1, linked_order_source="new", linked_order_ref="1", **erp))
+    assert lab.results(*late) == ["REJECTED ORDER_CLOSED"] * 3
+    audit(lab.redis)
+
+
 def test_an_open_order_closes_after_its_own_last_fact(lab: Lab) -> None:
     """An order that was open for months closes 30 days after its shipment, not before."""
     lab.control(now_ms=NOW_MS)

@@ -155,6 +155,20 @@ def silence_feeds(lab: Lab) -> None:
 
 
 ORDER: dict[str, Any] = {"order_source": "web", "order_ref": "named"}
+LINK: dict[str, Any] = {**ORDER, "linked_order_source": "erp", "linked_order_ref": "SO-1"}
+
+
+def tell_of_another_name(lab: Lab) -> None:
+    """The ERP allocates and cancels in part under its own number."""
+    lab.tell(delta("ORDER_ALLOCATED", "b", "n2", 2, order_ref="SO-1"))
+    lab.tell(delta("ORDER_CANCELLED", "a", order_ref="SO-1"))
+
+
+def with_a_link(lab: Lab) -> None:
+    tell_of_another_name(lab)
+    lab.tell(delta("LINK_ORDER", quantity=1, **LINK))
+
+
 FORGOTTEN = ("res:", "ended:", "ord:", "ord_last", "req:", "evt:", "exc")
 """What a sweep forgets is gone for good, and the next sweep goes on where this one ended."""
 
@@ -170,6 +184,24 @@ def hold_kits(lab: Lab) -> None:
 
 
 SITUATIONS = [
+    Situation(
+        name="link two names",
+        function="deltas",
+        call=deltas(delta("LINK_ORDER", quantity=1, event_id="link", **LINK)),
+        prepare=tell_of_another_name,
+    ),
+    Situation(
+        name="take a link back",
+        function="deltas",
+        call=deltas(delta("LINK_ORDER", quantity=0, event_id="part", **LINK)),
+        prepare=with_a_link,
+    ),
+    Situation(
+        name="a fact under another name",
+        function="deltas",
+        call=deltas(delta("SHIPMENT", "b", "n2", 1, event_id="shipped", order_ref="SO-1")),
+        prepare=with_a_link,
+    ),
     Situation(name="reserve", function="reserve", call=reserve("q", [("a", 3), ("b", 2)])),
     Situation(name="reserve several nodes", function="reserve", call=reserve("q", [("a", 15), ("b", 5)])),
     Situation(

@@ -12,7 +12,12 @@
 --   hint       node named by the latest word, or '': what no other fact gives a node then sits there
 -- "k" .. kit -> {{kits, flat recipe}, ...} of our commits, one for each recipe that the kit had: what a later fact that
 -- names the kit means.
--- "z" -> '1' for a closed order whose facts are gone: later facts are refused. Links of orders get "l".
+-- "l" -> links {{name, source, ref, whether they are one order, key of that word}, ...} with other names, kept at both.
+-- "z" -> '1' for a closed order whose facts are gone: later facts are refused.
+--
+-- Names that are linked, directly or through others, are one order: a group. Every fact stays with the name it was told
+-- under, so that a link can be taken back; what a group commits is worked out from all its facts together (`told`), and
+-- waived, committed, auto and hint stand with its first name (by source, then ref).
 
 local Orders = {}
 
@@ -21,7 +26,9 @@ do -- Lua has room for 200 names outside of blocks; these stay in here
 local OWN, WORD, WORD_KEY, SOURCED, ALLOCATED, SHIPPED, WORD_NODE = 2, 3, 4, 5, 6, 7, 8
 local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT, SKU_CANCEL = 1, 2, 3, 4, 5, 6, 7
 local CANCEL, CHANNEL, RESERVATIONS, LAST_FACT = 1, 2, 3, 4
+local L_NAME, L_SOURCE, L_REF, L_ONE, L_KEY = 1, 2, 3, 4, 5
 local RESERVATIONS_KEPT = 200
+local NAMES_MAX = 16 -- ORDER_NAMES_MAX of domain/limits.py
 
 -- Keys of absolute facts {occurred_us, source, stream, sequence (0: none), event_id}: which word is later?
 function Orders.key_less(a, b)
@@ -39,10 +46,11 @@ function Orders.open(ctx, source, ref)
   local o = ctx.orders[name]
   if not o then
     local key = ctx.base .. 'ord:' .. name
-    local found = call('HMGET', key, 'm', 'z')
+    local found = call('HMGET', key, 'm', 'z', 'l')
     o = {
       name = name, key = key, raw = found[1], closed = found[2] and true or false, skus = {}, touched = {},
       meta = found[1] and unpack_msg(found[1]) or {false, '', {}, 0, source, ref},
+      links = found[3] and unpack_msg(found[3]) or false, links_raw = found[3],
     }
     o.last_fact_before = o.raw and o.meta[LAST_FACT] or false
     ctx.orders[name] = o
@@ -50,10 +58,40 @@ function Orders.open(ctx, source, ref)
   return o
 end
 
--- What `use:<sku>` says of holds that count less than they hold: {waived {node: q}, reservations}.
-function Orders.waived_raw(facts)
+local function name_before(a, b)
+  if a.meta[5] ~= b.meta[5] then return before(a.meta[5], b.meta[5]) end
+  return before(a.meta[6], b.meta[6])
+end
+
+-- The orders that are one with this one, itself included, by name; false where it is alone.
+function Orders.group(ctx, o)
+  if not o.links then return false end
+  if o.group ~= nil then return o.group end
+  local members, seen, i = {o}, {[o.name] = true}, 1
+  while members[i] do
+    for _, l in ipairs(members[i].links or {}) do
+      if l[L_ONE] and not seen[l[L_NAME]] then
+        seen[l[L_NAME]] = true
+        members[#members + 1] = Orders.open(ctx, l[L_SOURCE], l[L_REF])
+      end
+    end
+    i = i + 1
+  end
+  local group = members[2] and members or false
+  if group then table.sort(group, name_before) end
+  for _, member in ipairs(members) do member.group = group end
+  return group
+end
+
+function Orders.members(ctx, o)
+  return Orders.group(ctx, o) or {o}
+end
+
+-- What `use:<sku>` says of holds that count less than they hold: {waived {node: q}, reservations}. `held`: the
+-- reservations of a group.
+function Orders.waived_raw(facts, held)
   if not next(facts[WAIVED]) then return false end
-  return pack({facts[WAIVED], sorted_keys(facts[HELD])})
+  return pack({facts[WAIVED], held or sorted_keys(facts[HELD])})
 end
 
 function Orders.facts(o, sku)
@@ -72,7 +110,7 @@ function Orders.facts(o, sku)
   return f.facts
 end
 
-function Orders.every_sku(o)
+local function own_skus(o)
   local skus = {}
   for _, field in ipairs(call('HKEYS', o.key)) do
     if byte(field) == 115 then skus[#skus + 1] = sub(field, 2) end
@@ -80,8 +118,20 @@ function Orders.every_sku(o)
   for sku in pairs(o.skus) do
     if not o.skus[sku].raw then skus[#skus + 1] = sku end
   end
-  table.sort(skus, before)
   return skus
+end
+
+local function skus_of(members)
+  local skus = {}
+  for _, o in ipairs(members) do
+    for _, sku in ipairs(own_skus(o)) do skus[sku] = true end
+  end
+  return sorted_keys(skus)
+end
+
+-- Every sku that the order has facts of, under any of its names.
+function Orders.every_sku(ctx, o)
+  return skus_of(Orders.members(ctx, o))
 end
 
 function Orders.line(facts, name)
@@ -93,11 +143,67 @@ function Orders.line(facts, name)
   return l
 end
 
+-- Whether our own commits put anything into the order under this name.
+function Orders.has_commits(o)
+  for _, sku in ipairs(own_skus(o)) do
+    for _, l in ipairs(Orders.facts(o, sku)[LINES]) do
+      if l[OWN] > 0 then return true end
+    end
+  end
+  return false
+end
+
+-- The later of two keys; false where there is none.
+local function later_key(a, b)
+  if not a or (b and Orders.key_less(a, b)) then return b end
+  return a
+end
+Orders.later_key = later_key
+
 -- The later of two cancels; false where there is none.
 local function cancel_of(facts, order_cancel)
-  local own = facts[SKU_CANCEL]
-  if not own or (order_cancel and Orders.key_less(own, order_cancel)) then return order_cancel end
-  return own
+  return later_key(facts[SKU_CANCEL], order_cancel)
+end
+
+local function add_to(t, node, q)
+  t[node] = (t[node] or 0) + q
+end
+
+-- Facts told under several names, as if all had been told under one: sums add up, of absolute words the latest counts.
+local function told_together(members, sku)
+  local lines, by_name, held, cancel, whole = {}, {}, {}, false, false
+  for _, o in ipairs(members) do
+    local facts = Orders.facts(o, sku)
+    for _, l in ipairs(facts[LINES]) do
+      local all = by_name[l[1]]
+      if not all then
+        all = {l[1], 0, -1, false, {}, {}, {}, ''}
+        by_name[l[1]], lines[#lines + 1] = all, all
+      end
+      all[OWN] = all[OWN] + l[OWN]
+      if l[WORD_KEY] and later_key(all[WORD_KEY], l[WORD_KEY]) == l[WORD_KEY] then
+        all[WORD], all[WORD_KEY], all[WORD_NODE] = l[WORD], l[WORD_KEY], l[WORD_NODE]
+      end
+      for node, q in pairs(l[SOURCED]) do add_to(all[SOURCED], node, q) end
+      for node, q in pairs(l[SHIPPED]) do add_to(all[SHIPPED], node, q) end
+      for node, a in pairs(l[ALLOCATED]) do
+        local other = all[ALLOCATED][node]
+        if not other or Orders.key_less(other[2], a[2]) then all[ALLOCATED][node] = a end
+      end
+    end
+    for id, sources in pairs(facts[HELD]) do held[id] = sources end
+    cancel, whole = later_key(cancel, facts[SKU_CANCEL]), later_key(whole, o.meta[CANCEL])
+  end
+  return {lines, held, {}, {}, {}, '', cancel}, whole
+end
+
+-- What was told of a sku under all names of the order, the key of the order's cancel, and the order that keeps what
+-- follows from it.
+function Orders.told(ctx, o, sku)
+  local group = o.links and Orders.group(ctx, o)
+  if not group then return Orders.facts(o, sku), o.meta[CANCEL], o end
+  local facts, cancel = told_together(group, sku)
+  return facts, cancel, group[1]
 end
 
 -- A source cancels all lines of a sku. Returns true where it has said something later already of each; it is kept even
@@ -121,20 +227,17 @@ local function word_of(l, cancel)
 end
 
 -- Whether the whole order is cancelled and nothing of it was ordered again since.
-function Orders.is_cancelled(o)
+function Orders.is_cancelled(ctx, o)
   local cancel = o.meta[CANCEL]
+  for _, member in ipairs(o.links and Orders.group(ctx, o) or {}) do cancel = later_key(cancel, member.meta[CANCEL]) end
   if not cancel then return false end
-  for _, sku in ipairs(Orders.every_sku(o)) do
-    local facts = Orders.facts(o, sku)
+  for _, sku in ipairs(Orders.every_sku(ctx, o)) do
+    local facts = Orders.told(ctx, o, sku)
     for _, l in ipairs(facts[LINES]) do
       if (word_of(l, cancel_of(facts, cancel)) or 0) > 0 then return false end
     end
   end
   return true
-end
-
-local function add_to(t, node, q)
-  t[node] = (t[node] or 0) + q
 end
 
 -- A group of one line: it reads what the line keeps.
@@ -254,10 +357,16 @@ local function hint_of(facts)
 end
 
 -- Where the source names no node: the channel of the order's first commit, else the channel named like its
--- source, else every node. Returns places as Sourcing.look, never empty where any node is declared.
+-- source (of linked names: the first that has one), else every node. Returns places as Sourcing.look, never empty where
+-- any node is declared.
 local function auto_places(ctx, o, sku)
-  local channel = o.meta[CHANNEL] ~= '' and Policy.channel(ctx, o.meta[CHANNEL], false)
-    or Policy.channel(ctx, o.meta[5], false) or Policy.everywhere(ctx)
+  local channel
+  local members = Orders.members(ctx, o)
+  for _, member in ipairs(members) do
+    channel = channel or (member.meta[CHANNEL] ~= '' and Policy.channel(ctx, member.meta[CHANNEL], false))
+  end
+  for _, member in ipairs(members) do channel = channel or Policy.channel(ctx, member.meta[5], false) end
+  channel = channel or Policy.everywhere(ctx)
   local s = Positions.read(ctx, sku, channel)
   local _, _, _, places = Sourcing.figures(channel, s)
   if #places == 0 then
@@ -309,13 +418,19 @@ end
 
 -- Evaluate a sku's facts and move its positions accordingly. Returns the units that nothing free covered.
 function Orders.settle(ctx, o, sku)
-  local facts = Orders.facts(o, sku)
+  local told, cancel, leader = Orders.told(ctx, o, sku)
+  local facts = told
   o.touched[sku] = true
+  if o.links then
+    facts = Orders.facts(leader, sku)
+    leader.touched[sku] = true
+    leader.skus[sku].held = sorted_keys(told[HELD])
+    for _, member in ipairs(Orders.members(ctx, o)) do member.dirty = true end -- they are closed together
+  end
   local committed, need = {}, 0
-  local cancel = o.meta[CANCEL]
-  local groups = groups_of(facts, cancel)
+  local groups = groups_of(told, cancel)
   for i = 1, #groups do need = need + confirm(groups[i], committed) end
-  local hint = hint_of(facts)
+  local hint = hint_of(told)
   local auto, have = {}, 0
   if hint ~= '' then
     if need > 0 then auto[1], have = {hint, need}, need end
@@ -330,7 +445,7 @@ function Orders.settle(ctx, o, sku)
   end
   for _, a in ipairs(auto) do add_to(committed, a[1], a[2]) end
   move(ctx, sku, 'committed', facts[COMMITTED], committed, 1)
-  local waived = next(facts[HELD]) and waive(facts, Orders.covered(facts, cancel, groups), committed) or {}
+  local waived = next(told[HELD]) and waive(told, Orders.covered(told, cancel, groups), committed) or {}
   move(ctx, sku, 'reserved', facts[WAIVED], waived, -1)
   local oversold = 0
   if need > have then
@@ -351,6 +466,100 @@ function Orders.settle(ctx, o, sku)
   facts[HINT] = hint
   facts[COMMITTED], facts[WAIVED], facts[AUTO] = committed, waived, auto
   return oversold
+end
+
+local function link_with(o, name)
+  for i, l in ipairs(o.links or {}) do
+    if l[L_NAME] == name then return l, i end
+  end
+end
+
+local function set_link(o, other, one, key)
+  local _, i = link_with(o, other.name)
+  o.links = o.links or {}
+  o.links[i or #o.links + 1] = {other.name, other.meta[5], other.meta[6], one, key}
+  o.dirty, o.group = true, nil
+end
+
+-- Why two groups cannot become one order, or nil.
+local function cannot_join(ours, theirs)
+  if #ours + #theirs > NAMES_MAX then return 'TOO_MANY_NAMES' end
+  for _, a in ipairs(ours) do
+    for _, b in ipairs(theirs) do
+      if a == b then return 'LINK_CYCLE' end
+    end
+  end
+  for _, a in ipairs(ours) do
+    for _, b in ipairs(theirs) do
+      if a.meta[5] == b.meta[5] then return 'LINK_CONFLICT' end
+    end
+  end
+  return nil
+end
+
+-- Groups became others: what they committed and waived is taken back, and each new one evaluated. Units that the ledger
+-- put somewhere stay with the first name. Returns their skus and {{sku, units that nothing free covered}, ...}.
+local function regroup(ctx, groups)
+  local members, leaders, new = {}, {}, {}
+  for _, group in ipairs(groups) do
+    leaders[#leaders + 1] = group[1]
+    for _, o in ipairs(group) do members[#members + 1] = o end
+  end
+  for _, o in ipairs(members) do o.group = nil end
+  for _, o in ipairs(members) do
+    if Orders.members(ctx, o)[1] == o then new[#new + 1] = o end
+  end
+  table.sort(leaders, name_before)
+  table.sort(new, name_before)
+  local skus, oversold = skus_of(members), {}
+  for _, sku in ipairs(skus) do
+    local auto = {}
+    for _, o in ipairs(leaders) do
+      local facts = Orders.facts(o, sku)
+      move(ctx, sku, 'committed', facts[COMMITTED], {}, 1)
+      move(ctx, sku, 'reserved', facts[WAIVED], {}, -1)
+      for _, a in ipairs(facts[AUTO]) do auto[#auto + 1] = a end
+      facts[COMMITTED], facts[WAIVED], facts[AUTO] = {}, {}, {}
+      o.touched[sku] = true
+    end
+    Orders.facts(new[1], sku)[AUTO] = auto
+    for _, o in ipairs(new) do
+      local units = Orders.settle(ctx, o, sku)
+      if units > 0 then oversold[#oversold + 1] = {sku, units} end
+    end
+  end
+  return skus, oversold
+end
+
+-- The latest word on whether two names are one order. Returns STALE or a reason to refuse it, or nil, the skus of both
+-- and what settle returns for them (nothing of this where all stays as it was).
+function Orders.link(ctx, a, b, one, key)
+  local known = link_with(a, b.name)
+  if known and not Orders.key_less(known[L_KEY], key) then return 'STALE' end
+  local was = known and known[L_ONE] or false
+  local ours, theirs = Orders.members(ctx, a), Orders.members(ctx, b)
+  local why = one and not was and cannot_join(ours, theirs)
+  if why then return why end
+  set_link(a, b, one, key)
+  set_link(b, a, one, key)
+  if one == was then return nil, {}, {} end
+  return nil, regroup(ctx, one and {ours, theirs} or {ours})
+end
+
+-- The latest cancel of a sku that was told under some names, the whole order's included; false where there is none.
+function Orders.cancel_under(members, sku)
+  local facts, whole = told_together(members, sku)
+  return cancel_of(facts, whole)
+end
+
+-- Whether a cancel is the last that was said of each line of a sku.
+function Orders.cancels_sku(ctx, o, sku)
+  local facts, whole = Orders.told(ctx, o, sku)
+  local cancel = cancel_of(facts, whole)
+  for _, l in ipairs(facts[LINES]) do
+    if word_of(l, cancel) ~= 0 then return false end
+  end
+  return cancel and true or false
 end
 
 function Orders.remember_reservation(ctx, o, id)
@@ -378,18 +587,41 @@ local function same_recipe(a, b)
   return true
 end
 
+local function add_kits(known, kits, flat)
+  for _, one in ipairs(known) do
+    if same_recipe(one[2], flat) then
+      one[1] = one[1] + kits
+      return
+    end
+  end
+  known[#known + 1] = {kits, flat}
+end
+
 -- Our commit puts kits {{kit, kits, flat}, ...} into an order.
 function Orders.remember_kits(ctx, txn, o, kits)
   for _, k in ipairs(kits) do
     local field = 'k' .. k[1]
     local raw = call('HGET', o.key, field)
-    local known, found = raw and unpack_msg(raw) or {}, false
-    for _, one in ipairs(known) do
-      if same_recipe(one[2], k[3]) then one[1], found = one[1] + k[2], true end
-    end
-    if not found then known[#known + 1] = {k[2], k[3]} end
+    local known = raw and unpack_msg(raw) or {}
+    add_kits(known, k[2], k[3])
     txn:hash(o.key, field, pack(known), raw)
   end
+end
+
+-- The kits of an order under all its names: {{kit, {{kits, flat recipe}, ...}}, ...}.
+function Orders.kits(ctx, o)
+  local by_kit, out = {}, {}
+  for _, member in ipairs(Orders.members(ctx, o)) do
+    for _, field in ipairs(call('HKEYS', member.key)) do
+      if byte(field) == 107 then
+        local known = by_kit[sub(field, 2)] or {}
+        by_kit[sub(field, 2)] = known
+        for _, one in ipairs(unpack_msg(call('HGET', member.key, field))) do add_kits(known, one[1], one[2]) end
+      end
+    end
+  end
+  for _, kit in ipairs(sorted_keys(by_kit)) do out[#out + 1] = {kit, by_kit[kit]} end
+  return out
 end
 
 function Orders.flush(ctx, txn)
@@ -400,7 +632,8 @@ function Orders.flush(ctx, txn)
       txn:hash(o.key, 's' .. sku, raw, f.raw)
       local committed_raw = next(f.facts[COMMITTED]) and pack(f.facts[COMMITTED]) or false
       txn:change(use_key, 'o' .. o.name, committed_raw, f.committed_raw)
-      local waived_raw = Orders.waived_raw(f.facts)
+      local waived_raw = Orders.waived_raw(f.facts, f.held)
+      if o.links then f.waived_raw = call('HGET', use_key, 'w' .. o.name) end -- it names holds of other names too
       txn:change(use_key, 'w' .. o.name, waived_raw, f.waived_raw)
       f.raw, f.committed_raw, f.waived_raw = raw, committed_raw, waived_raw
       o.dirty = true
@@ -411,6 +644,11 @@ function Orders.flush(ctx, txn)
       o.meta[LAST_FACT] = ctx.clock
       local raw = pack(o.meta)
       txn:hash(o.key, 'm', raw, o.raw)
+      if o.links then
+        local links_raw = pack(o.links)
+        txn:hash(o.key, 'l', links_raw, o.links_raw)
+        o.links_raw = links_raw
+      end
       txn:put('ZADD', ctx.base .. 'ord_last', ctx.clock, o.name, o.last_fact_before)
       o.raw, o.last_fact_before = raw, ctx.clock
     end

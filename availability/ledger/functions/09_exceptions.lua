@@ -244,27 +244,59 @@ local function is_known(facts)
   return facts[7] and true or false
 end
 
+-- Since when an order waits for a word, or false; read once a call.
+local function waits(ctx, o)
+  if o.waits == nil then o.waits = score(ctx.base .. 'ord_unconfirmed', o.name) end
+  return o.waits
+end
+
+local function set_waits(ctx, txn, o, since)
+  local key, before_since = ctx.base .. 'ord_unconfirmed', waits(ctx, o)
+  if since and not before_since then
+    txn:put('ZADD', key, since, o.name, false)
+  elseif before_since and not since then
+    txn:put('ZREM', key, o.name, false, before_since)
+  end
+  o.waits = since
+end
+
+-- Whether anybody but our own commits has spoken of the order, under any of its names.
+local function is_spoken_of(ctx, o)
+  for _, sku in ipairs(Orders.every_sku(ctx, o)) do
+    local told, cancel = Orders.told(ctx, o, sku)
+    if cancel or is_known(told) then return true end
+  end
+  return false
+end
+
 -- A commit: unless the order's source, or whoever serves it, has spoken of the order already.
 function Exceptions.await_word(ctx, txn, o)
-  if o.meta[1] then return end
-  local key, since = ctx.base .. 'ord_unconfirmed', false
-  if o.raw then
-    since = score(key, o.name)
-    if since then return end
-    for _, sku in ipairs(Orders.every_sku(o)) do
-      if is_known(Orders.facts(o, sku)) then return end
-    end
-  end
-  txn:put('ZADD', key, ctx.clock, o.name, false)
+  if o.meta[1] or (o.raw and (waits(ctx, o) or is_spoken_of(ctx, o))) then return end
+  if not o.raw then o.waits = false end
+  set_waits(ctx, txn, o, ctx.clock)
 end
 
 -- A word, an allocation, a shipment or a cancel came. Orders that no reservation carries are not asked about.
 function Exceptions.heard(ctx, txn, o)
-  if o.heard or #o.meta[3] == 0 then return end
-  o.heard = true
-  local key = ctx.base .. 'ord_unconfirmed'
-  local since = score(key, o.name)
-  if since then txn:put('ZREM', key, o.name, false, since) end
+  if not o.links then
+    if #o.meta[3] > 0 then set_waits(ctx, txn, o, false) end
+    return
+  end
+  for _, member in ipairs(Orders.members(ctx, o)) do
+    if #member.meta[3] > 0 then set_waits(ctx, txn, member, false) end
+  end
+end
+
+-- Names became one order, or two again: it was spoken of under any of them, or each name that our commits know waits.
+function Exceptions.linked(ctx, txn, o)
+  local known = is_spoken_of(ctx, o)
+  for _, member in ipairs(Orders.members(ctx, o)) do
+    if known then
+      set_waits(ctx, txn, member, false)
+    elseif not waits(ctx, member) and Orders.has_commits(member) then
+      set_waits(ctx, txn, member, ctx.clock)
+    end
+  end
 end
 
 -- What every reader of exceptions shares.

@@ -205,7 +205,7 @@ local function anew(ctx, hold, order)
   local grants = {}
   for _, line in ipairs(Holds.by_sku(hold, hold[H_LINES])) do
     local units = units_of(line[3])
-    local covered, said = Orders.covered(Orders.facts(order, line[1]), order.meta[1])
+    local covered, said = Orders.covered(Orders.told(ctx, order, line[1]))
     if not said and covered < units then
       grants[line[1]] = units - covered
       if grants[line[1]] > on_shelf(line[1])[1] then return nil end
@@ -265,7 +265,7 @@ function Reservations.commit(keys, args)
     touched[line[1]] = true
   end
   if order.meta[2] == '' then order.meta[2] = hold[H_CHANNEL] end
-  local cancelled = Orders.is_cancelled(order)
+  local cancelled = Orders.is_cancelled(ctx, order)
   for _, sku in ipairs(sorted_keys(touched)) do
     if carried and carried ~= order then Orders.settle(ctx, carried, sku) end
     Orders.settle(ctx, order, sku)

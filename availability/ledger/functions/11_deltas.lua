@@ -12,12 +12,13 @@ local SEEN_WINDOW = 4096 -- numbers back from the mark for which a repeat's cont
 -- A delta as read: where the next one begins, then the fields of Cause (record.py).
 local STREAM, SEQUENCE, EVENT_ID, TYPE, SKU, NODE, TO_NODE, QUANTITY, STOCK_STATE, O_SOURCE, O_REF, LINE, BASIS, SHIPPED_QUANTITY,
   REFERENCE, REASON, DUE_US, OCCURRED_US = 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19
-local EXPECTED_KIND = 22 -- nil where the source sent none
+local EXPECTED_KIND, LINKED_SOURCE, LINKED_REF = 22, 24, 25 -- nil where the source sent none
 local APPLIED, DUPLICATE, STALE, REJECTED, PARKED = 1, 2, 3, 4, 5
 local QUARANTINED_STATE = 2
 local SET_ON_HAND, EXPECTED, TRANSFER_OUT, TRANSFER_IN = 3, 9, 10, 11
 local RECEIPT, ADJUSTMENT, SHIPMENT, QUARANTINE, QUARANTINE_RELEASE, WRITE_OFF, RETURN_RECEIVED = 1, 2, 4, 5, 6, 7, 8
-local ORDER_PLACED, ORDER_CHANGED, ORDER_ALLOCATED, ORDER_CANCELLED = 12, 13, 14, 15
+local ORDER_PLACED, ORDER_CHANGED, ORDER_ALLOCATED, ORDER_CANCELLED, LINK_ORDER = 12, 13, 14, 15, 16
+local OPEN_BASIS = 2
 
 -- Streams ------------------------------------------------------------------------------------------------------
 
@@ -221,8 +222,8 @@ local function settle(ctx, order, sku)
   if units > 0 then ctx.oversold[#ctx.oversold + 1] = {sku, units} end
 end
 
--- A whole order or one of its skus is cancelled: holds that carry it are released.
-local function release_holds(ctx, txn, order, sku)
+-- Holds that carry one name of an order are released, wholly or their units of one sku.
+local function release_holds_of(ctx, txn, order, sku)
   for _, id in ipairs(order.meta[3]) do
     local hold, raw
     if ctx.holds[id] == nil then
@@ -245,6 +246,21 @@ local function release_holds(ctx, txn, order, sku)
   end
 end
 
+-- A whole order or one of its skus is cancelled: holds that carry any of its names are released.
+local function release_holds(ctx, txn, order, sku)
+  for _, member in ipairs(Orders.members(ctx, order)) do release_holds_of(ctx, txn, member, sku) end
+end
+
+-- What was cancelled under some names is cancelled for holds that carry the names that are now linked with them.
+local function release_cancelled(ctx, txn, cancelled, carried, skus)
+  for _, sku in ipairs(skus) do
+    local theirs, ours = Orders.cancel_under(cancelled, sku), Orders.cancel_under(carried, sku)
+    if theirs and not (ours and Orders.key_less(theirs, ours)) and Orders.cancels_sku(ctx, carried[1], sku) then
+      for _, order in ipairs(carried) do release_holds_of(ctx, txn, order, sku) end
+    end
+  end
+end
+
 local function say_quantity(ctx, txn, order, d, key, quantity)
   local facts = Orders.facts(order, d[SKU])
   local l = Orders.line(facts, d[LINE])
@@ -261,7 +277,7 @@ local order_types = {
     local l = Orders.line(Orders.facts(order, d[SKU]), d[LINE])
     local latest = l[6][d[NODE]]
     if latest and not Orders.key_less(latest[2], key) then return STALE end
-    l[6][d[NODE]] = {d[QUANTITY], key}
+    l[6][d[NODE]] = {d[QUANTITY] + (d[BASIS] == OPEN_BASIS and d[SHIPPED_QUANTITY] or 0), key}
     settle(ctx, order, d[SKU])
     return nil
   end,
@@ -282,10 +298,29 @@ local order_types = {
     order.meta[1] = key
     order.dirty = true
     release_holds(ctx, txn, order, nil)
-    for _, sku in ipairs(Orders.every_sku(order)) do settle(ctx, order, sku) end
+    for _, sku in ipairs(Orders.every_sku(ctx, order)) do settle(ctx, order, sku) end
     return nil
   end,
 }
+
+-- Two names are one order from now on, or two again.
+local function link_order(ctx, txn, order, d, key)
+  local other = Orders.open(ctx, d[LINKED_SOURCE], d[LINKED_REF])
+  if other.closed then return REJECTED, 'ORDER_CLOSED' end
+  local ours, theirs = Orders.members(ctx, order), Orders.members(ctx, other)
+  local one = d[QUANTITY] == 1
+  local why, skus, oversold = Orders.link(ctx, order, other, one, key)
+  if why == 'STALE' then return STALE end
+  if why then return REJECTED, why end
+  for _, units in ipairs(oversold) do ctx.oversold[#ctx.oversold + 1] = units end
+  Exceptions.linked(ctx, txn, order)
+  Exceptions.linked(ctx, txn, other)
+  if one then
+    release_cancelled(ctx, txn, ours, theirs, skus)
+    release_cancelled(ctx, txn, theirs, ours, skus)
+  end
+  return nil
+end
 
 local function ship(ctx, order, d)
   local l = Orders.line(Orders.facts(order, d[SKU]), d[LINE])
@@ -296,7 +331,7 @@ end
 local function apply_known(ctx, txn, source, d)
   local type = d[TYPE]
   if Kits.is_kit(ctx, d[SKU], d[NODE]) then return REJECTED, 'KIT_SKU' end
-  local of_order = type == SHIPMENT or type == TRANSFER_OUT or order_types[type]
+  local of_order = type == SHIPMENT or type == TRANSFER_OUT or type == LINK_ORDER or order_types[type]
   local order
   if of_order and d[O_REF] ~= '' then
     order = Orders.open(ctx, d[O_SOURCE], d[O_REF])
@@ -314,6 +349,7 @@ local function apply_known(ctx, txn, source, d)
     return nil
   end
   if facts_of_stock[type] then return facts_of_stock[type](ctx, source, d) end
+  if type == LINK_ORDER then return link_order(ctx, txn, order, d, word_key(ctx, source, d)) end
   if type ~= ORDER_CANCELLED and d[NODE] == '' and #Policy.node_table(ctx) == 0 then return REJECTED, 'UNKNOWN_NODE' end
   Exceptions.heard(ctx, txn, order)
   return order_types[type](ctx, txn, order, d, word_key(ctx, source, d))

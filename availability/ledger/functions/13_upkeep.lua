@@ -50,26 +50,54 @@ local function forget_ended(ctx, txn, retention_ms)
   return count
 end
 
--- Orders without a fact for so long, and with nothing committed or held, leave a mark that they are closed.
+-- An order's name and those that are linked with it.
+local function names_of(ctx, name)
+  local names, seen, i = {name}, {[name] = true}, 1
+  while names[i] do
+    local raw = call('HGET', ctx.base .. 'ord:' .. names[i], 'l')
+    for _, l in ipairs(raw and unpack_msg(raw) or {}) do
+      if l[4] and not seen[l[1]] then
+        seen[l[1]] = true
+        names[#names + 1] = l[1]
+      end
+    end
+    i = i + 1
+  end
+  return names
+end
+
+local function is_open(ctx, name)
+  local fields = call('HGETALL', ctx.base .. 'ord:' .. name)
+  for i = 1, #fields, 2 do
+    if byte(fields[i]) == 115 then
+      local facts = unpack_msg(fields[i + 1])
+      if next(facts[4]) ~= nil or next(facts[2]) ~= nil then return true end
+    end
+  end
+  return false
+end
+
+-- Orders without a fact for so long, and with nothing committed or held, leave a mark that they are closed. Linked names
+-- have their last fact at one time, and close together.
 local function close_orders(ctx, txn, retention_ms, closed_s)
   local key = ctx.base .. 'ord_last'
   local old = call('ZRANGE', key, '-inf', int(ctx.clock - retention_ms), 'BYSCORE', 'LIMIT', '0', FORGET_PER_CALL)
+  local done = {}
   for _, name in ipairs(old) do
-    local order = ctx.base .. 'ord:' .. name
-    local open = false
-    local fields = call('HGETALL', order)
-    for i = 1, #fields, 2 do
-      if byte(fields[i]) == 115 then
-        local facts = unpack_msg(fields[i + 1])
-        open = open or next(facts[4]) ~= nil or next(facts[2]) ~= nil
+    if not done[name] then
+      local names, open = names_of(ctx, name), false
+      for _, one in ipairs(names) do open = open or is_open(ctx, one) end
+      for _, one in ipairs(names) do
+        done[one] = true
+        if not open then
+          local order = ctx.base .. 'ord:' .. one
+          txn:add({'DEL', order})
+          txn:add({'HSET', order, 'z', '1'})
+          txn:add({'EXPIRE', order, int(closed_s)})
+        end
+        txn:add({'ZREM', key, one})
       end
     end
-    if not open then
-      txn:add({'DEL', order})
-      txn:add({'HSET', order, 'z', '1'})
-      txn:add({'EXPIRE', order, int(closed_s)})
-    end
-    txn:add({'ZREM', key, name})
   end
   return #old
 end

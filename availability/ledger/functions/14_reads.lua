@@ -119,21 +119,26 @@ function Reads.reservations(keys, args)
   return pack({views, scores})
 end
 
--- ARGV = source, ref; reply = {head, meta | false, {{sku, facts}, ...}, {{kit, {{kits, flat recipe}, ...}}, ...}}
+-- ARGV = source, ref; reply = {head, meta | false, {{sku, facts}, ...}, {{kit, {{kits, flat recipe}, ...}}, ...},
+-- {{source, ref}, ...} of its other names}: all that was told under any of them.
 function Reads.order(keys, args)
-  local base = sub(keys[1], 1, -5)
-  local rows = call('HGETALL', base .. 'ord:' .. pair(args[1], args[2]))
-  local meta, skus, kits = false, {}, {}
-  for i = 1, #rows, 2 do
-    if rows[i] == 'm' then
-      meta = unpack_msg(rows[i + 1])
-    elseif byte(rows[i]) == 115 then
-      skus[#skus + 1] = {sub(rows[i], 2), unpack_msg(rows[i + 1])}
-    elseif byte(rows[i]) == 107 then
-      kits[#kits + 1] = {sub(rows[i], 2), unpack_msg(rows[i + 1])}
+  local ctx = {base = sub(keys[1], 1, -5), orders = {}}
+  local o = Orders.open(ctx, args[1], args[2])
+  local head = point_of(keys[1])
+  if not o.raw then return pack({head, false, {}, {}, {}}) end
+  local skus, links, meta = {}, {}, o.meta
+  for _, sku in ipairs(Orders.every_sku(ctx, o)) do
+    local told, _, leader = Orders.told(ctx, o, sku)
+    local facts = Orders.facts(leader, sku)
+    skus[#skus + 1] = {sku, {told[1], told[2], facts[3], facts[4], facts[5], facts[6], told[7]}}
+  end
+  for _, member in ipairs(Orders.members(ctx, o)) do
+    if member ~= o then
+      links[#links + 1] = {member.meta[5], member.meta[6]}
+      meta[1] = Orders.later_key(meta[1], member.meta[1])
     end
   end
-  return pack({point_of(keys[1]), meta, skus, kits})
+  return pack({head, meta, skus, Orders.kits(ctx, o), links})
 end
 
 local function streams_of(base, source)
