@@ -1,5 +1,5 @@
-"""A scripted week in a shop with two brands, three warehouses and two stores: kits, a fence, an ERP that allocates
-elsewhere and cancels in part, a WMS that reports late and twice.
+"""A scripted week in a shop with two brands, three warehouses and two stores: kits, a fence, an ERP that has
+numbers of its own, allocates elsewhere and cancels in part, a WMS that reports late and twice.
 
 At every hour the service equals the plain model, number by number. Then the same week with ERP's and WMS's words in any
 order of arrival between the systems: the same end.
@@ -195,6 +195,20 @@ def script(shop: Shop, chance: random.Random) -> list[Word]:
                 continue
             ours(at + 0.3, lambda week, n=name, r=ref: week.end(n, "commit", order_ref=r))  # type: ignore[misc]
             order = {"order_source": channel, "order_ref": ref}
+            if (
+                chance.random() < 0.5
+            ):  # the ERP speaks of it by a number of its own, and says late whose that is
+                other = {"linked_source": erp, "linked_ref": f"SO-{name}"}
+                told(
+                    at + 0.6,
+                    "erp",
+                    chance.uniform(0, LATE_HOURS),
+                    type="LINK_ORDER",
+                    quantity=1,
+                    **order,
+                    **other,
+                )
+                order = {"order_source": erp, "order_ref": f"SO-{name}"}
             plain = [(sku, units) for sku, units in lines if sku not in shop.kits]
             for sku, units in plain:
                 nodes = shop.channels[channel].nodes
