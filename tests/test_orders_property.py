@@ -307,6 +307,14 @@ FORGOTTEN = [
 """A cancel older than every line known so far was once forgotten: a line that came later with an older word counted."""
 
 
+SAID_TWICE = [
+    Fact("ORDER_ALLOCATED", quantity=3, node="a", moment=1),
+    Fact("ORDER_ALLOCATED", quantity=1, node="a", moment=2, name=1),
+    Fact("LINK_ORDER", 1, other=1),
+]
+"""Of two names' words about one cell the later counts, whichever name comes first."""
+
+
 def test_a_cancel_of_a_sku_reaches_lines_that_come_after_it() -> None:
     """In every order of arrival."""
     same_end(None, FORGOTTEN, [list(p) for p in permutations(range(3))], 30)
@@ -323,7 +331,8 @@ def own_server() -> Iterator[Server]:
 def test_shuffles_and_repeats_end_alike_in_the_ledger(own_server: Server, seed: int, full: bool) -> None:
     """The real ledger commits what the model commits, node by node, in whatever order the facts arrive."""
     service = Service(own_server.grpc)
-    same_end(service, FORGOTTEN, [list(p) for p in permutations(range(3))], 30)
+    for tale in (FORGOTTEN, SAID_TWICE):
+        same_end(service, tale, [list(p) for p in permutations(range(3))], 30)
 
     @hypothesis_seed(seed)
     @examples(1_000 if full else 60)
