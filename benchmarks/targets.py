@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.common import FULL, QUICK, Row, say, slowdown
 
-MODULES = ("reads", "reserves", "deltas", "lag", "growth", "bootstrap", "shares", "workers")
+MODULES = ("reads", "reserves", "deltas", "lag", "growth", "bootstrap", "shares", "workers", "ingest")
 
 
 def main(arguments: list[str] | None = None) -> int:

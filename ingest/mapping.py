@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from operator import itemgetter
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -42,7 +43,13 @@ FIELDS = (
     "shipped_quantity",
 )
 """Fields that a mapping may fill from columns. Those of the delta, and `unit`, which stays here."""
-_TEXTS = ("order_source", "order_ref", "line", "reference", "reason", "correlation_id", "author", "stream")
+_SHARED = ("type", "node", "to_node", "stream", "order_source", "reason", "author")
+"""Fields of few different values: what they make of a delta is made once for each combination of their cells."""
+_TEXTS = ("order_ref", "line", "reference", "correlation_id")
+_NEVER_CONSTANT = {"event_id", "source_sequence", "occurred_time", "due_time", "shipped_quantity"}
+CACHED_MAX = 10_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_from_bytes = pb.Delta.FromString
 
 TypeName = Literal[
     "RECEIPT",
@@ -142,6 +149,9 @@ class MappingSettings(_Model):
             for name in self.columns
             if name in self.constants
         ]
+        problems += [
+            f"{name} differs from row to row: no constant" for name in _NEVER_CONSTANT & {*self.constants}
+        ]
         given = {*self.columns, *self.constants}
         if "type" not in given:
             problems.append("type is neither a column nor a constant")
@@ -195,7 +205,21 @@ class Mapper:
         self._types: dict[str, int] = {
             name: pb.DeltaType.Value(f"DELTA_TYPE_{name}") for name in get_args(TypeName)
         }
-        self._times_seen: dict[Value, int] = {}
+        shared = [self._places[name] for name in _SHARED if name in self._places]
+        self._key: Callable[[Sequence[Value]], object] = itemgetter(*shared) if shared else lambda _: ()
+        self._shared = shared
+        self._templates: dict[object, tuple[Movement | None, bytes | None]] = {}
+        self._times = [
+            (name, self._places[name]) for name in ("occurred_time", "due_time") if name in self._places
+        ]
+        self._times_seen: dict[Value, tuple[int, int]] = {}
+        self._sequence_place = self._places.get("source_sequence")
+        self._event_place = self._places.get("event_id")
+        self._sku_place = self._places.get("sku")
+        self._quantity_place = self._places.get("quantity")
+        self._has_quantity = "quantity" in self._places or "quantity" in self._constants
+        self._has_unit = "unit" in self._places or "unit" in self._constants
+        self._shipped = "shipped_quantity" in self._places
 
     def delta(self, row: Row, event_id: str) -> pb.Delta | None:
         """Translate a row; ``event_id`` names it where the source does not. None: ignored by its movement code.
@@ -203,24 +227,25 @@ class Mapper:
         Raises RowRefused.
         """
         values = row.values
-        movement, kind = self._kind(values)
-        if kind is None:
+        try:
+            found = self._templates.get(self._key(values))
+        except TypeError:  # a cell that is a list or an object
+            found = None
+        movement, template = found if found is not None else self._template(values)
+        if template is None:
             return None
-        delta = pb.Delta(source=self.source, type=kind)  # type: ignore[arg-type]  # a plain int
+        delta = _from_bytes(template)
         self._name(delta, values, event_id)
-        sku = self._text(values, "sku")
+        place = self._sku_place
+        value = values[place] if place is not None else None
+        sku = value.strip() if isinstance(value, str) else self._text(values, "sku")
         if sku:
             if self._sku_pattern is not None and self._sku_pattern.fullmatch(sku) is None:
                 raise RowRefused(Category.MAPPING, "SKU_PATTERN", f"{sku!r} does not look like a sku")
             delta.sku = sku = self._skus.get(sku, sku)
-        node = self._text(values, "node")
-        if node:
-            delta.node = self._node(node)
-        if "to_node" in self._places or "to_node" in self._constants:
-            delta.to_node = self._node(self._text(values, "to_node"))
-        if "quantity" in self._places or "quantity" in self._constants:
+        if self._has_quantity:
             delta.quantity = self._quantity(values, sku, movement)
-        if "shipped_quantity" in self._places:
+        if self._shipped:
             shipped = self._text(values, "shipped_quantity")
             if shipped:
                 delta.shipped_quantity = self._whole(
@@ -230,6 +255,34 @@ class Mapper:
             value = constant if place is None else values[place]
             if value is not None and value != "":
                 setattr(delta, name, value if isinstance(value, str) else str(value))
+        for name, place in self._times:
+            value = values[place]
+            if type(value) is not str and isinstance(value, (list, dict)):
+                value = str(value)
+            if value is not None and value != "":
+                seconds, nanos = self._times_seen.get(value) or self._moment(value, name)
+                moment = getattr(delta, name)
+                moment.seconds = seconds
+                if nanos:
+                    moment.nanos = nanos
+        return delta
+
+    def _template(self, values: Sequence[Value]) -> tuple[Movement | None, bytes | None]:
+        """Make what a delta has of the shared fields, and remember it. Without bytes: ignored by its code."""
+        movement, kind = self._kind(values)
+        if kind is None:
+            return self._remember(values, (movement, None))
+        delta = pb.Delta(source=self.source, type=kind)  # type: ignore[arg-type]  # a plain int
+        node = self._text(values, "node")
+        if node:
+            delta.node = self._node(node)
+        if "to_node" in self._places or "to_node" in self._constants:
+            delta.to_node = self._node(self._text(values, "to_node"))
+        for name in ("stream", "order_source", "reason", "author"):
+            place = self._places.get(name)
+            value = self._constants.get(name) if place is None else values[place]
+            if value is not None and value != "":
+                setattr(delta, name, value if isinstance(value, str) else str(value))
         if movement is not None:
             if movement.reason and not delta.reason:
                 delta.reason = movement.reason
@@ -237,11 +290,20 @@ class Mapper:
                 delta.state = pb.STOCK_STATE_QUARANTINED
             if movement.basis:
                 delta.allocation_basis = pb.AllocationBasis.Value(f"ALLOCATION_BASIS_{movement.basis}")
-        self._time(delta, values, "occurred_time")
-        self._time(delta, values, "due_time")
         if not delta.author:
             delta.author = self.mark
-        return delta
+        return self._remember(values, (movement, delta.SerializeToString()))
+
+    def _remember(
+        self, values: Sequence[Value], made: tuple[Movement | None, bytes | None]
+    ) -> tuple[Movement | None, bytes | None]:
+        cells = [values[place] for place in self._shared]
+        if all(cell is None or isinstance(cell, str) or (type(cell) is int and cell > 1) for cell in cells):
+            # Only of types whose equal values are written equally: 1 and true are one key, and not one text.
+            if len(self._templates) >= CACHED_MAX:
+                self._templates.clear()
+            self._templates[self._key(values)] = made
+        return made
 
     def number_only(self, row: Row) -> pb.Delta | None:
         """Return what consumes the source's number of a row that cannot be translated, so that the next is no gap.
@@ -276,19 +338,23 @@ class Mapper:
         return None, self._types[code]
 
     def _name(self, delta: pb.Delta, values: Sequence[Value], event_id: str) -> None:
-        sequence = self._text(values, "source_sequence")
-        if sequence:
+        place = self._sequence_place
+        if place is not None:
+            sequence = values[place]
+            if type(sequence) is not int:
+                sequence = self._text(values, "source_sequence")
+                if not sequence:
+                    raise RowRefused(Category.VALIDATION, "SEQUENCE", "the row has no sequence")
             try:
                 delta.source_sequence = int(sequence)
             except ValueError as error:
                 raise RowRefused(Category.VALIDATION, "SEQUENCE", f"{sequence!r} is no sequence") from error
             return
-        if "source_sequence" in self._places:
-            raise RowRefused(Category.VALIDATION, "SEQUENCE", "the row has no sequence")
-        own = self._text(values, "event_id")
-        if "event_id" in self._places and not own:
-            raise RowRefused(Category.VALIDATION, "EVENT_ID", "the row has no event id")
-        delta.event_id = own or event_id
+        if self._event_place is not None:
+            event_id = self._text(values, "event_id")
+            if not event_id:
+                raise RowRefused(Category.VALIDATION, "EVENT_ID", "the row has no event id")
+        delta.event_id = event_id
 
     def _node(self, code: str) -> str:
         node = self._nodes.get(code)
@@ -299,9 +365,9 @@ class Mapper:
         return code
 
     def _quantity(self, values: Sequence[Value], sku: str, movement: Movement | None) -> int:
-        place = self._places.get("quantity")
+        place = self._quantity_place
         value = self._constants.get("quantity") if place is None else values[place]
-        unit = self._text(values, "unit")
+        unit = self._text(values, "unit") if self._has_unit else ""
         if not unit and type(value) is int:
             quantity = value
         else:
@@ -353,41 +419,31 @@ class Mapper:
             raise RowRefused(Category.MAPPING, "UNIT", f"the unit {unit!r} is not mapped")
         return factor
 
-    def _time(self, delta: pb.Delta, values: Sequence[Value], name: str) -> None:
-        place = self._places.get(name)
-        if place is None:
-            return
-        value = values[place]
-        if value is None or value == "":
-            return
-        nanos = self._times_seen.get(value)
-        if nanos is None:
-            nanos = self._nanoseconds(value, name)
-            if len(self._times_seen) >= 10_000:
-                self._times_seen.clear()
-            self._times_seen[value] = nanos
-        getattr(delta, name).FromNanoseconds(nanos)
-
-    def _nanoseconds(self, value: Value, name: str) -> int:
-        moment = value if isinstance(value, datetime) else None
-        text = str(value).strip()
-        if moment is None:
-            for parse in (*map(_strptime, self._formats), datetime.fromisoformat):
-                try:
-                    moment = parse(text)
-                    break
-                except ValueError:
-                    continue
-        if moment is None:
-            raise RowRefused(Category.VALIDATION, "TIME", f"{name} {text!r} is no time")
+    def _moment(self, value: Value, name: str) -> tuple[int, int]:
+        """Return seconds since 1970 and nanoseconds, and remember them."""
+        moment = value if isinstance(value, datetime) else self._parsed(str(value).strip(), name)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=self._zone)
-        since = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-        return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000
+        try:
+            since = moment - _EPOCH
+        except OverflowError as error:
+            raise RowRefused(Category.VALIDATION, "TIME", f"{name} {value!r} is out of range") from error
+        made = since.days * 86_400 + since.seconds, since.microseconds * 1_000
+        if len(self._times_seen) >= CACHED_MAX:
+            self._times_seen.clear()
+        self._times_seen[value] = made
+        return made
 
-
-def _strptime(format: str) -> Callable[[str], datetime]:
-    return lambda text: datetime.strptime(text, format)  # noqa: DTZ007 - the zone is the mapping's
+    def _parsed(self, text: str, name: str) -> datetime:
+        for format in self._formats:
+            try:
+                return datetime.strptime(text, format)  # noqa: DTZ007 - the zone is the mapping's
+            except ValueError:
+                continue
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            raise RowRefused(Category.VALIDATION, "TIME", f"{name} {text!r} is no time") from None
 
 
 def describe(mapping: MappingSettings) -> Mapping[str, str]:

@@ -31,6 +31,8 @@ from ingest.rows import ArtifactRefused, BadRow, Category, Row, RowRefused
 from ingest.settings import SourceSettings
 
 READ_BYTES = 1 << 20
+BATCH_BYTES_MAX = 1_000_000
+"""Of rows as they came: what they become, with what a mapping adds, fits a message, and few batches fit memory."""
 OPEN, DONE, REFUSED = "OPEN", "DONE", "REFUSED"
 _REJECTED = pb.DELTA_RESULT_REJECTED
 _CATEGORIES: Mapping[str, Category] = {
@@ -83,6 +85,7 @@ class _Batch:
     numbers_only: set[int] = field(default_factory=set)
     ignored: int = 0
     last: int = 0
+    raw_bytes: int = 0
 
 
 class Pipeline:
@@ -185,7 +188,7 @@ class Pipeline:
     def _send(
         self, path: Path, run: _Run, checksum: str, progress: Progress, watch: Callable[[Progress], None]
     ) -> None:
-        settings = self._settings
+        settings, rows_max = self._settings, self._settings.batch_deltas
         waiting: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         settled = threading.Lock()
 
@@ -205,6 +208,7 @@ class Pipeline:
                     if row.position <= run.position:
                         continue  # settled before the restart
                     batch.last = row.position
+                    batch.raw_bytes += len(row.raw)
                     if refused is not None:
                         batch.letters.append(self._letter(run, row, refused))
                         number = self._mapper.number_only(row) if isinstance(row, Row) else None
@@ -220,8 +224,9 @@ class Pipeline:
                         batch.deltas.append(delta)
                         batch.rows.append(row)
                     if (
-                        len(batch.deltas) >= settings.batch_deltas
-                        or len(batch.letters) >= settings.batch_deltas
+                        len(batch.deltas) >= rows_max
+                        or batch.raw_bytes >= BATCH_BYTES_MAX
+                        or len(batch.letters) >= rows_max
                     ):
                         progress.bytes_read = artifact.tell()
                         waiting.put(batch)
