@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -225,6 +226,15 @@ def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[R
         yield where, ledger
 
 
+def _feed_ages(ledger: Ledger) -> Iterator[tuple[str, str, float, bool]]:
+    try:
+        clock_ms, feeds = ledger.feeds()
+    except LedgerError:
+        return  # a scrape must not fail with the ledger; health tells of it
+    for feed in feeds:
+        yield feed.source, feed.node, max(0, clock_ms - feed.heard_ms) / 1000, feed.stale
+
+
 def _settle_memory() -> None:
     """Take what start-up made out of the garbage collector's rounds, and let more gather between them.
 
@@ -400,6 +410,7 @@ def _grpc_server(
     )
     telemetry.watch_replica_age(lambda: replica.freshness_ms() / 1000)
     telemetry.watch_commit_queue(ledger.queue.depth)
+    telemetry.watch_feeds(partial(_feed_ages, ledger))
     telemetry.watch_digest(
         skus=lambda: replica.digest.skus,
         walks=lambda: replica.digest.walks,

@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TextIO
 
 import numpy as np
@@ -63,6 +63,10 @@ class Telemetry:
         """Report the calls that wait for a thread and those that wait on one, asked at each scrape."""
         self._gauges.queued.set_function(queued)
         self._gauges.blocked.set_function(blocked)
+
+    def watch_feeds(self, ages: Callable[[], Iterable[tuple[str, str, float, bool]]]) -> None:
+        """Report (source, node, seconds since heard, whether it is stale) of every feed, asked at each scrape."""
+        self.registry.register(_Feeds(ages))
 
     def watch_commit_queue(self, length: Callable[[], float]) -> None:
         """Report the writes that wait for the ledger, asked at each scrape."""
@@ -265,6 +269,31 @@ class ExceptionMetrics:
             self._left_out.labels(name).set(left_out.get(category, 0))
             for severity, word in severities.items():
                 self._open.labels(name, word).set(open_ones.get((category, severity), 0))
+
+
+class _Feeds(Collector):
+    """The watched feeds. Those of a ledger that cannot be read now are absent, which is what they are."""
+
+    def __init__(self, ages: Callable[[], Iterable[tuple[str, str, float, bool]]]) -> None:
+        self._ages = ages
+
+    def collect(self) -> Iterator[Metric]:
+        """Return what is scraped."""
+        age = GaugeMetricFamily(
+            "availability_feed_age_seconds",
+            "Time since a watched feed was last heard, by the ledger's clock.",
+            labels=["source", "node"],
+        )
+        stale = GaugeMetricFamily(
+            "availability_feed_stale",
+            "1 while a watched feed is silent for too long.",
+            labels=["source", "node"],
+        )
+        for source, node, seconds, is_stale in self._ages():
+            age.add_metric([source, node], seconds)
+            stale.add_metric([source, node], float(is_stale))
+        yield age
+        yield stale
 
 
 class _Gauges:

@@ -88,3 +88,19 @@ def unused_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+def test_feeds_are_asked_at_the_scrape() -> None:
+    """Age and staleness by source and node; a feed that is watched no more is gone from the next scrape."""
+    telemetry = Telemetry()
+    feeds = [("wms", "east", 90.0, True), ("erp", "west", 1.5, False)]
+    telemetry.watch_feeds(lambda: feeds)
+
+    def scrape(name: str, source: str, node: str) -> float | None:
+        return telemetry.registry.get_sample_value(name, {"source": source, "node": node})
+
+    assert scrape("availability_feed_age_seconds", "wms", "east") == 90
+    assert scrape("availability_feed_stale", "wms", "east") == 1
+    assert scrape("availability_feed_stale", "erp", "west") == 0
+    feeds.pop()
+    assert scrape("availability_feed_age_seconds", "erp", "west") is None
