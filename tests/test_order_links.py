@@ -76,7 +76,7 @@ def test_the_erps_number_is_not_counted_beside_the_shops(
         order = api.get_order(*name)
         assert committed(order) == {b: 3}
         assert [(one.order_source, one.order_ref) for one in order.links] == [other]
-    assert link(tell, shop, erp, quantity=0) == "APPLIED"
+    assert link(tell, shop, erp, quantity=-1) == "APPLIED"
     assert (committed(api.get_order(*shop)), committed(api.get_order(*erp))) == ({a: 3}, {b: 3})
 
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_linked_is_refused(tell: Tell, names: Names) -> None:
     assert link(tell, wms, shop) == "LINK_CYCLE"
     assert link(tell, shop, (erp[0], "SO-2")) == "LINK_CONFLICT"
     assert link(tell, (shop[0], "2"), wms) == "LINK_CONFLICT"
-    assert link(tell, erp, wms, quantity=0) == "APPLIED"
+    assert link(tell, erp, wms, quantity=-1) == "APPLIED"
     assert link(tell, wms, shop) == "APPLIED"
     more = [link(tell, shop, (names.id(f"other{number}"), "x")) for number in range(14)]
     assert more == ["APPLIED"] * 13 + ["TOO_MANY_NAMES"]

@@ -337,7 +337,7 @@ def to_proto(delta: Delta) -> stk.Delta:
         type=stk.DeltaType.Value(f"DELTA_TYPE_{delta.type}"),
         sku=delta.sku,
         node=delta.node,
-        quantity=delta.quantity,
+        quantity=-1 if delta.type == "LINK_ORDER" and delta.quantity == 0 else delta.quantity,
         state=stk.STOCK_STATE_QUARANTINED if delta.quarantined else stk.STOCK_STATE_UNSPECIFIED,
         order_source=delta.order_source,
         order_ref=delta.order_ref,

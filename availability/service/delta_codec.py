@@ -111,7 +111,7 @@ def pack(delta: pb.Delta, source: str, refused: str = "") -> tuple[msgspec.Raw, 
         sku,
         node,
         to_node,
-        delta.quantity,
+        delta.quantity if kind != pb.DELTA_TYPE_LINK_ORDER else int(delta.quantity >= 0),
         delta.state,
         order_source or source,
         order_ref,
@@ -177,7 +177,7 @@ def _problem(delta: pb.Delta, kind: int, source: str, occurred_us: int, due_us: 
         if not 0 <= quantity <= QUANTITY_MAX:
             return "INVALID_QUANTITY"
     elif kind == pb.DELTA_TYPE_LINK_ORDER:
-        if quantity not in (0, 1):
+        if quantity not in (-1, 0, 1):
             return "INVALID_QUANTITY"
     elif kind != pb.DELTA_TYPE_ORDER_CANCELLED and not 1 <= quantity <= QUANTITY_MAX:
         return "INVALID_QUANTITY"

@@ -314,7 +314,7 @@ class Delta(_message.Message):
     """Required for TRANSFER_OUT. Receiving node."""
     quantity: _builtins.int
     """Required. Base units: at least 1; signed and not 0 for ADJUSTMENT and SHIPMENT; at least 0 for absolute types.
-    LINK_ORDER: 1 joins the two names, 0 takes that back.
+    LINK_ORDER: 1 (or 0) joins the two names, -1 takes that back.
     """
     state: Global___StockState.ValueType
     """Optional. Part of the position that an ADJUSTMENT moves."""
