@@ -17,11 +17,15 @@ from sqlalchemy.engine import Engine
 from availability.client import Acked, Client, ClientError
 from availability.v1 import stock_pb2 as pb
 from ingest.database import artifacts, open_database
+from ingest.ledger_views import LedgerRecipes, on_hand_of
 from ingest.letters import DISCARDED, REPLAYED, KeptLetter, Letters
+from ingest.operations import Operations
 from ingest.pipeline import Pipeline, Progress
+from ingest.redaction import Redactor
 from ingest.rows import RowRefused
 from ingest.settings import SettingsRefused, SourceSettings, read_sources
 from ingest.sources.drop_folder import DropFolderSource
+from ingest.upkeep import Upkeep
 
 _LOG = structlog.get_logger(__name__)
 
@@ -64,23 +68,31 @@ class IngestDesk:
     def __init__(self, sources: dict[str, SourceSettings], engine: Engine, client: Client) -> None:
         self.sources = sources
         self.client = client
-        self._engine = engine
-        self.letters = Letters(engine)
+        self.engine = engine
+        redactors = {name: Redactor(settings.redact) for name, settings in sources.items()}
+        self.letters = Letters(engine, redactors)
+        self._recipes = LedgerRecipes(client)
+        self.operations = Operations(engine, client, self.letters, self._pipeline)
 
     def pipeline(self, source: str) -> Pipeline:
         """Return the pipeline of a source. Raises SettingsRefused for one that has no file."""
-        settings = self.settings(source)
+        return self._pipeline(self.settings(source))
+
+    def _pipeline(self, settings: SourceSettings) -> Pipeline:
+        source = settings.source
 
         def open_sender(acked: Callable[[Acked], None]):  # type: ignore[no-untyped-def]  # the client's sender
             return self.client.delta_sender(source, acked=acked, unacked_batches_max=settings.unacked_batches)
 
         return Pipeline(
             settings,
-            self._engine,
+            self.engine,
             self.letters,
             open_sender,
             now=time.time,
             new_run_id=lambda: uuid.uuid4().hex,
+            recipes=self._recipes,
+            on_hand=on_hand_of(self.client, settings.shadow_channel) if settings.shadow_channel else None,
         )
 
     def settings(self, source: str) -> SourceSettings:
@@ -139,28 +151,45 @@ class IngestDesk:
         told: Callable[[str], None],
     ) -> None:
         """Carry what the drop folders hold; not ``once``: until stopped. An unreachable ledger is waited for."""
-        folders = [
-            (name, DropFolderSource(settings.drop, self.pipeline(name), watch=_watching(watch, name)))
+        folders = {
+            name: DropFolderSource(settings.drop, self.pipeline(name), watch=_watching(watch, name))
             for name, settings in self.sources.items()
             if settings.drop is not None
-        ]
+        }
         if not folders:
             raise SettingsRefused("no source has a [drop] folder")
-        pause_s = POLL_S
+        upkeep = Upkeep(
+            self.engine,
+            self.letters,
+            self.sources,
+            folders,
+            lambda source: self.client.apply_deltas(source, []),
+            time.time,
+        )
+        pause_s, away_since = POLL_S, 0.0
         while True:
             try:
-                for name, folder in folders:
+                for name, folder in folders.items():
                     for path, outcome in folder.carry_ready():
                         known = " (delivered before)" if outcome.known else ""
                         reason = f": {outcome.reason}" if outcome.reason else ""
-                        told(f"{name}: {path.name}: {outcome.state}{known}{reason}")
+                        left = f", {len(folder.ready())} wait" if away_since else ""
+                        told(f"{name}: {path.name}: {outcome.state}{known}{reason}{left}")
+                        upkeep.carried(name)
                         if stopped():
                             return
-                pause_s = POLL_S
+                upkeep.after_files()
+                if away_since:
+                    _LOG.info("caught up", away_s=round(time.monotonic() - away_since))
+                pause_s, away_since = POLL_S, 0.0
             except ClientError as error:
                 if once or error.code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT"):
                     raise
-                _LOG.warning("the ledger does not take deltas; files wait", reason=error.reason)
+                away_since = away_since or time.monotonic()
+                waiting = {name: len(folder.ready()) for name, folder in folders.items()}
+                _LOG.warning(
+                    "the ledger does not take deltas; files wait", reason=error.reason, waiting=waiting
+                )
                 pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)
             if once:
                 return
@@ -176,19 +205,19 @@ class IngestDesk:
         assert outcome.refused is not None
         for letter in letters:
             try:
-                delta = self.pipeline(letter.source).replayed(letter)
+                deltas = self.pipeline(letter.source).replayed(letter)
             except RowRefused as refused:
                 outcome.refused.append((letter.letter_id, f"{refused.reason}: {refused.message}"))
                 continue
-            if delta is not None:
-                answer = self.client.apply_deltas(letter.source, [delta])
-                result = answer.results[0]
-                if result == pb.DELTA_RESULT_REJECTED:
-                    detail = answer.details[0]
-                    outcome.refused.append((letter.letter_id, f"{detail.reason}: {detail.message}"))
+            if deltas:
+                answer = self.client.apply_deltas(letter.source, deltas)
+                rejected = [one for one in answer.details if one.result == pb.DELTA_RESULT_REJECTED]
+                if rejected:
+                    outcome.refused.append((letter.letter_id, f"{rejected[0].reason}: {rejected[0].message}"))
                     continue
-                outcome.applied += result == pb.DELTA_RESULT_APPLIED
-                outcome.repeated += result != pb.DELTA_RESULT_APPLIED
+                applied = pb.DELTA_RESULT_APPLIED in answer.results
+                outcome.applied += applied
+                outcome.repeated += not applied
             self.letters.close([letter.letter_id], REPLAYED, "", time.time())
         return outcome
 
@@ -204,7 +233,7 @@ class IngestDesk:
             .order_by(artifacts.c.begun_at.desc())
             .limit(limit)
         )
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return [RunRow(**row) for row in connection.execute(query).mappings()]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
 
 metadata = sa.MetaData()
 
@@ -57,6 +58,100 @@ dead_letters = sa.Table(
     sa.Column("closed_reason", sa.Text, nullable=False, default=""),
 )
 """State: WAITING, REPLAYED, DISCARDED. ``letter_id`` is made of source, raw bytes and reason."""
+
+stream_marks = sa.Table(
+    "ingest_stream_marks",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("stream", sa.String(64), primary_key=True),
+    sa.Column("watermark", sa.Float, nullable=False, default=0.0),
+    sa.Column("settled_at", sa.Float, nullable=False, default=0.0),
+    sa.Column("parked_at", sa.Float),
+    sa.Column("waits_for", sa.BigInteger, nullable=False, default=0),
+)
+"""``watermark``: latest occurred_time that is settled. ``parked_at``: since when numbers are missing, or null."""
+
+cutovers = sa.Table(
+    "ingest_cutovers",
+    metadata,
+    sa.Column("cutover_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("from_source", sa.String(64), nullable=False),
+    sa.Column("from_stream", sa.String(64), nullable=False),
+    sa.Column("from_sequence", sa.BigInteger, nullable=False),
+    sa.Column("to_source", sa.String(64), nullable=False),
+    sa.Column("to_stream", sa.String(64), nullable=False),
+    sa.Column("to_sequence", sa.BigInteger, nullable=False),
+    sa.Column("at_time", sa.Float, nullable=False),
+    sa.Column("nodes", sa.Text, nullable=False),
+    sa.Column("skus", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("made_at", sa.Float, nullable=False),
+)
+"""Who speaks for what since when. ``nodes``, ``skus``: JSON lists, empty: all. Sequence -1, time 0: not given."""
+
+shadow_positions = sa.Table(
+    "ingest_shadow_positions",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("sku", sa.String(64), primary_key=True),
+    sa.Column("node", sa.String(64), primary_key=True),
+    sa.Column("base", sa.BigInteger, nullable=False),
+    sa.Column("base_kind", sa.String(16), nullable=False),
+    sa.Column("net", sa.BigInteger, nullable=False),
+    sa.Column("word_at", sa.Float, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("ledger", sa.BigInteger),
+    sa.Column("compared_at", sa.Float),
+    sa.Column("first_at", sa.Float, nullable=False),
+    sa.Column("last_at", sa.Float, nullable=False),
+)
+"""What a source in shadow says of on_hand: ``base`` (LEDGER: read there; SAID: a SET_ON_HAND) and ``net`` since."""
+
+shadow_events = sa.Table(
+    "ingest_shadow_events",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("seen_at", sa.Float, nullable=False),
+)
+"""Events that were compared once already, by a digest of their names."""
+
+run_settings = sa.Table(
+    "ingest_run_settings",
+    metadata,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("source", sa.String(64), nullable=False, index=True),
+    sa.Column("settings", sa.Text, nullable=False),
+)
+"""Format and mapping of a run, as JSON: by them its file is read again."""
+
+unapplied_rows = sa.Table(
+    "ingest_unapplied_rows",
+    metadata,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("first_position", sa.BigInteger, primary_key=True),
+    sa.Column("last_position", sa.BigInteger, nullable=False),
+    sa.Column("result", sa.String(16), nullable=False),
+)
+"""Rows of a run that had no effect (REPEATED, STALE, REFUSED, KEPT_OUT); every other one was applied."""
+
+order_recipes = sa.Table(
+    "ingest_order_recipes",
+    metadata,
+    sa.Column("order_source", sa.String(64), primary_key=True),
+    sa.Column("order_ref", sa.String(128), primary_key=True),
+    sa.Column("kit_sku", sa.String(64), primary_key=True),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("seen_at", sa.Float, nullable=False),
+)
+"""By which recipe a kit of an order was first exploded: later words about it mean the same parts."""
+
+
+def upsert(connection: Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """Return an INSERT that knows ON CONFLICT, in the database's own dialect."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 def open_database(url: str) -> Engine:

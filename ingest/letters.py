@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
-from ingest.database import dead_letters
+from ingest.database import dead_letters, upsert
+from ingest.redaction import Redactor
 from ingest.rows import Category
 
 RAW_BYTES_MAX = 100_000
@@ -69,21 +68,21 @@ class KeptLetter:
 
 
 class Letters:
-    """The dead letters of a database. ``redact``: what their pattern finds in a raw body is not kept."""
+    """The dead letters of a database. ``redact``: by source, what of its rows is not kept."""
 
-    def __init__(self, engine: Engine, redact: Sequence[re.Pattern[bytes]] = ()) -> None:
+    def __init__(self, engine: Engine, redact: Mapping[str, Redactor] | None = None) -> None:
         self._engine = engine
-        self._redact = redact
+        self._redact = redact or {}
 
     def put(self, connection: Connection, letters: Iterable[Letter], now: float) -> int:
         """Keep letters within the caller's transaction; a repeat only counts. Returns how many."""
-        insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert
         count = 0
         for letter in letters:
-            raw = letter.raw[:RAW_BYTES_MAX]
-            for pattern in self._redact:
-                raw = pattern.sub(b"[redacted]", raw)
-            statement = insert(dead_letters).values(
+            raw, message = letter.raw, letter.message
+            redactor = self._redact.get(letter.source)
+            if redactor:
+                raw, message = redactor.kept(raw, message)
+            statement = upsert(connection, dead_letters).values(
                 letter_id=letter.letter_id,
                 source=letter.source,
                 artifact=letter.artifact[:1024],
@@ -91,8 +90,8 @@ class Letters:
                 position=letter.position,
                 category=letter.category.value,
                 reason=letter.reason,
-                message=letter.message[:2000],
-                raw=raw,
+                message=message[:2000],
+                raw=raw[:RAW_BYTES_MAX],
                 context=letter.context,
                 event_id=letter.event_id,
                 correlation_id=letter.correlation_id,
@@ -170,10 +169,12 @@ class Letters:
                 .values(state=state, closed_at=now, closed_reason=reason)
             ).rowcount
 
-    def forget(self, before: float) -> int:
-        """Delete closed letters that ended before a time (seconds since 1970); return how many."""
+    def forget(self, source: str, before: float) -> int:
+        """Delete a source's letters that were closed before a time (seconds since 1970); return how many."""
         table = dead_letters
         with self._engine.begin() as connection:
             return connection.execute(
-                sa.delete(table).where(table.c.state != WAITING, table.c.closed_at < before)
+                sa.delete(table).where(
+                    table.c.source == source, table.c.state != WAITING, table.c.closed_at < before
+                )
             ).rowcount

@@ -138,6 +138,8 @@ class MappingSettings(_Model):
     times: Times = Times()
     decimal_separator: Literal[".", ","] = "."
     thousands_separator: Literal["", ".", ",", " ", "'"] = ""
+    explode_kits: bool = True
+    """Order rows that name a kit are sent as its parts; off: they become letters."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MappingSettings:

@@ -18,19 +18,25 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
-from availability.client import Acked
+from availability.client import Acked, SequenceGapError
 from availability.v1 import stock_pb2 as pb
-from ingest.database import artifacts
+from ingest.authority import Authority, Word
+from ingest.database import artifacts, run_settings, unapplied_rows, upsert
 from ingest.formats import decoder_for
 from ingest.formats.compression import Truncated, opened
+from ingest.kits import KitBook, Recipes
 from ingest.letters import KeptLetter, Letter, Letters
 from ingest.mapping import Mapper
+from ingest.marks import Marks
 from ingest.rows import ArtifactRefused, BadRow, Category, Row, RowRefused
 from ingest.settings import SourceSettings
+from ingest.shadow import OnHand, Shadow
 
 READ_BYTES = 1 << 20
+BATCH_ROWS_MAX = 4_000
+"""The last row of a batch may be a kit of many parts."""
 BATCH_BYTES_MAX = 1_000_000
 """Of rows as they came: what they become, with what a mapping adds, fits a message, and few batches fit memory."""
 OPEN, DONE, REFUSED = "OPEN", "DONE", "REFUSED"
@@ -41,6 +47,12 @@ _CATEGORIES: Mapping[str, Category] = {
     "PERMISSION_DENIED": Category.AUTHENTICATION,
 }
 """What the ledger's reasons are; every other one is VALIDATION."""
+_NO_EFFECT = {
+    pb.DELTA_RESULT_DUPLICATE: "REPEATED",
+    pb.DELTA_RESULT_STALE: "STALE",
+    pb.DELTA_RESULT_REJECTED: "REFUSED",
+}
+NOT_COUNTED, COMPARED = "NOT_COUNTED", "COMPARED"
 
 
 class Sender(Protocol):
@@ -63,6 +75,10 @@ class Progress:
     repeated: int = 0
     refused: int = 0
     ignored: int = 0
+    compared: int = 0
+    """Of a source in shadow: not applied."""
+    before_point: int = 0
+    """Told before the source became the authority: the old one has told it."""
     reasons: dict[str, int] = field(default_factory=dict)
 
 
@@ -83,9 +99,37 @@ class _Batch:
     rows: list[Row] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
     numbers_only: set[int] = field(default_factory=set)
-    ignored: int = 0
+    ignored: list[int] = field(default_factory=list)
+    kept_out: list[tuple[int, str]] = field(default_factory=list)
+    compared: list[tuple[int, pb.Delta]] = field(default_factory=list)
+    bases: dict[tuple[str, str], int] = field(default_factory=dict)
     last: int = 0
     raw_bytes: int = 0
+
+    def __len__(self) -> int:
+        return max(len(self.deltas), len(self.letters), len(self.compared), len(self.kept_out))
+
+
+class _Unsent:
+    """The sender of a source whose deltas all stay here: a batch is settled at once."""
+
+    def __init__(self, acked: Callable[[Acked], None]) -> None:
+        self._acked = acked
+        self._number = 0
+
+    def send(self, deltas: list[pb.Delta], *, timeout_s: float = 0.0) -> int:
+        """Settle a batch. Deltas in it are a bug."""
+        assert not deltas, "a source in shadow has something to send"
+        self._number += 1
+        answer = pb.StreamDeltasResponse(batch_number=self._number)
+        self._acked(Acked(batch_number=self._number, deltas=(), answer=answer))
+        return self._number
+
+    def flush(self, *, timeout_s: float = 0.0) -> None:
+        """Everything is settled."""
+
+    def close(self, *, drain: bool = True, timeout_s: float = 0.0) -> None:
+        """Nothing is open."""
 
 
 class Pipeline:
@@ -101,6 +145,8 @@ class Pipeline:
         now: Callable[[], float],
         new_run_id: Callable[[], str],
         send_timeout_s: float = 86_400.0,
+        recipes: Recipes | None = None,
+        on_hand: OnHand | None = None,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -111,6 +157,14 @@ class Pipeline:
         self._send_timeout_s = send_timeout_s
         self._mapper = Mapper(settings.source, settings.mapping)
         self._decoder = decoder_for(settings.format)
+        self.marks = Marks(engine, settings.source)
+        self._authority = Authority(engine, settings.source, shadow=settings.mode == "shadow")
+        self._shadow = Shadow(engine, settings.source, on_hand)
+        self._kits = (
+            KitBook(engine, settings.source, recipes)
+            if recipes is not None and settings.mapping.explode_kits
+            else None
+        )
 
     def carry(self, path: Path, *, watch: Callable[[Progress], None] = lambda _: None) -> Outcome:
         """Bring a file into the ledger. Raises OSError, ClientError; called again it goes on where it was."""
@@ -130,20 +184,39 @@ class Pipeline:
             return Outcome(
                 run_id=run.run_id, state=REFUSED, known=False, reason=str(error), progress=progress
             )
+        except SequenceGapError as gap:
+            self.marks.parked(gap.stream, gap.expected_sequence, self._now())
+            raise
         self._end(run.run_id, DONE, "")
         return Outcome(run_id=run.run_id, state=DONE, known=False, reason="", progress=progress)
 
-    def replayed(self, letter: KeptLetter) -> pb.Delta | None:
-        """Translate a dead letter by the mapping as it is now, under the letter's own name. Raises RowRefused."""
+    def replayed(self, letter: KeptLetter) -> list[pb.Delta]:
+        """Translate a dead letter by the mapping as it is now, under the letter's own name; a kit is its parts.
+
+        Nothing where the row is ignored by its code. Raises RowRefused, ClientError.
+        """
         found = list(self.translated(io.BytesIO(letter.context + letter.raw), ""))
         if len(found) != 1:
             raise RowRefused(Category.VALIDATION, "MALFORMED_ROW", f"the letter holds {len(found)} rows")
-        _, delta, refused = found[0]
+        row, delta, refused = found[0]
         if refused is not None:
             raise refused
-        if delta is not None:
+        if delta is None:
+            return []
+        stream, sequence = delta.stream, delta.source_sequence
+        if delta.event_id == f":{row.position}":
+            delta.event_id = letter.event_id.removeprefix("dl:")
+        self._authority.refresh()
+        parts = self.parts(delta)
+        if parts == [delta]:  # parts of a kit keep their names: some may have been applied
             delta.source_sequence, delta.event_id = 0, letter.event_id
-        return delta
+        for part in parts:
+            word = self._authority.word(part, stream, sequence)
+            if word is Word.COMPARED:
+                raise RowRefused(Category.VALIDATION, "SHADOW", "the source is in shadow: nothing is applied")
+            if word is not Word.COUNTS:
+                raise self._authority.refusal(part)
+        return parts
 
     def translated(
         self, artifact: BinaryIO, checksum: str
@@ -188,7 +261,7 @@ class Pipeline:
     def _send(
         self, path: Path, run: _Run, checksum: str, progress: Progress, watch: Callable[[Progress], None]
     ) -> None:
-        settings, rows_max = self._settings, self._settings.batch_deltas
+        settings, rows_max = self._settings, min(self._settings.batch_deltas, BATCH_ROWS_MAX)
         waiting: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         settled = threading.Lock()
 
@@ -197,7 +270,11 @@ class Pipeline:
                 self._settle(run, waiting.get_nowait(), ack.answer, progress)
             watch(progress)
 
-        sender = self._open_sender(acked)
+        self._authority.refresh()
+        if self._kits is not None:
+            self._kits.forget()
+        plain = self._authority.simple
+        sender: Sender = self._open_sender(acked) if self._authority.sends else _Unsent(acked)
         try:
             with path.open("rb") as artifact:
                 batch = _Batch()
@@ -209,38 +286,90 @@ class Pipeline:
                         continue  # settled before the restart
                     batch.last = row.position
                     batch.raw_bytes += len(row.raw)
-                    if refused is not None:
-                        batch.letters.append(self._letter(run, row, refused))
-                        number = self._mapper.number_only(row) if isinstance(row, Row) else None
-                        if number is not None:
-                            assert isinstance(row, Row)
-                            batch.numbers_only.add(len(batch.deltas))
-                            batch.deltas.append(number)
-                            batch.rows.append(row)
-                    elif delta is None:
-                        batch.ignored += 1
-                    else:
-                        assert isinstance(row, Row)
+                    if delta is not None and plain and not delta.order_ref:
                         batch.deltas.append(delta)
-                        batch.rows.append(row)
-                    if (
-                        len(batch.deltas) >= rows_max
-                        or batch.raw_bytes >= BATCH_BYTES_MAX
-                        or len(batch.letters) >= rows_max
-                    ):
+                        batch.rows.append(row)  # type: ignore[arg-type]  # what has a delta is a Row
+                    else:
+                        self._take(run, batch, row, delta, refused)
+                    if len(batch) >= rows_max or batch.raw_bytes >= BATCH_BYTES_MAX:
                         progress.bytes_read = artifact.tell()
-                        waiting.put(batch)
-                        sender.send(batch.deltas, timeout_s=self._send_timeout_s)
-                        batch = _Batch()
+                        self._hand_on(batch, waiting, sender)
+                        batch, plain = _Batch(), self._authority.simple
                 if batch.last:
                     progress.bytes_read = progress.bytes_total
-                    waiting.put(batch)
-                    sender.send(batch.deltas, timeout_s=self._send_timeout_s)
+                    self._hand_on(batch, waiting, sender)
             sender.flush(timeout_s=self._send_timeout_s)
         except BaseException:
             sender.close(drain=False)
             raise
         sender.close()
+
+    def _take(
+        self,
+        run: _Run,
+        batch: _Batch,
+        row: Row | BadRow,
+        delta: pb.Delta | None,
+        refused: RowRefused | None,
+    ) -> None:
+        """Put a row into a batch, as what it is worth."""
+        if refused is None:
+            if delta is None:
+                batch.ignored.append(row.position)
+                return
+            assert isinstance(row, Row)
+            try:
+                self._place(batch, row, delta)
+            except RowRefused as error:
+                refused = error
+            else:
+                return
+        batch.letters.append(self._letter(run, row, refused, delta))
+        number = self._mapper.number_only(row) if isinstance(row, Row) else None
+        if number is not None and self._authority.sends:
+            assert isinstance(row, Row)
+            self._number(batch, row, number.stream, number.source_sequence)
+
+    def _place(self, batch: _Batch, row: Row, delta: pb.Delta) -> None:
+        """Ask who speaks for it, and what its parts are. Raises RowRefused, ClientError."""
+        parts = self.parts(delta)
+        if parts == [delta] and self._authority.simple:
+            batch.deltas.append(delta)
+            batch.rows.append(row)
+            return
+        stream, sequence = delta.stream, delta.source_sequence
+        words = [self._authority.word(part, stream, sequence) for part in parts]
+        if Word.AFTER in words:
+            raise self._authority.refusal(parts[words.index(Word.AFTER)])
+        sent = [part for part, word in zip(parts, words, strict=True) if word is Word.COUNTS]
+        if sent != [delta] and sequence and self._authority.sends:
+            self._number(batch, row, stream, sequence)
+        for part in sent:
+            batch.deltas.append(part)
+            batch.rows.append(row)
+        for part, word in zip(parts, words, strict=True):
+            if word is Word.COMPARED:
+                batch.compared.append((row.position, part))
+                batch.kept_out.append((row.position, COMPARED))
+            elif word is Word.BEFORE:
+                batch.kept_out.append((row.position, NOT_COUNTED))
+
+    def parts(self, delta: pb.Delta) -> list[pb.Delta]:
+        """Return what is sent of a delta: itself, or the parts of a kit. Raises RowRefused, ClientError."""
+        return [delta] if self._kits is None else self._kits.parts(delta, self._now())
+
+    def _number(self, batch: _Batch, row: Row, stream: str, sequence: int) -> None:
+        """Use up a number whose delta is not sent, so that the next one is no gap."""
+        batch.numbers_only.add(len(batch.deltas))
+        batch.deltas.append(pb.Delta(source=self._settings.source, stream=stream, source_sequence=sequence))
+        batch.rows.append(row)
+
+    def _hand_on(self, batch: _Batch, waiting: queue.SimpleQueue[_Batch], sender: Sender) -> None:
+        if batch.compared:
+            batch.bases = self._shadow.bases(part for _, part in batch.compared)
+        waiting.put(batch)
+        sender.send(batch.deltas, timeout_s=self._send_timeout_s)
+        self._authority.refresh()
 
     def _settle(self, run: _Run, batch: _Batch, answer: pb.StreamDeltasResponse, progress: Progress) -> None:
         """Note what the ledger has taken: dead letters and the place reached, in one transaction."""
@@ -259,10 +388,26 @@ class Pipeline:
                 refused = RowRefused(category, detail.reason, detail.message)
                 letters.append(self._letter(run, row, refused, batch.deltas[detail.index]))
         results = list(answer.results)[:accepted]
+        for index in batch.numbers_only:
+            if index < accepted:
+                results[index] = pb.DELTA_RESULT_UNSPECIFIED
         applied = results.count(pb.DELTA_RESULT_APPLIED)
         repeated = results.count(pb.DELTA_RESULT_DUPLICATE) + results.count(pb.DELTA_RESULT_STALE)
+        ignored = sum(position <= last for position in batch.ignored)
+        kept_out = [(position, why) for position, why in batch.kept_out if position <= last]
+        compared = [part for position, part in batch.compared if position <= last]
+        now = self._now()
         with self._engine.begin() as connection:
-            self._letters.put(connection, letters, self._now())
+            self._letters.put(connection, letters, now)
+            self.marks.settled(connection, [*batch.deltas[:accepted], *compared], now)
+            counted = self._shadow.add(connection, compared, batch.bases, now) if compared else 0
+            if applied < len(batch.rows[:accepted]) or kept_out:
+                without_effect = [
+                    (row.position, _NO_EFFECT[result])
+                    for row, result in zip(batch.rows, results, strict=False)
+                    if result in _NO_EFFECT
+                ]
+                _keep_unapplied(connection, run.run_id, [*without_effect, *kept_out])
             table = artifacts
             connection.execute(
                 sa.update(table)
@@ -272,13 +417,15 @@ class Pipeline:
                     applied=table.c.applied + applied,
                     repeated=table.c.repeated + repeated,
                     refused=table.c.refused + len(letters),
-                    ignored=table.c.ignored + batch.ignored,
+                    ignored=table.c.ignored + ignored + len(kept_out),
                 )
             )
         progress.applied += applied
         progress.repeated += repeated
         progress.refused += len(letters)
-        progress.ignored += batch.ignored
+        progress.ignored += ignored
+        progress.compared += counted
+        progress.before_point += sum(why == NOT_COUNTED for _, why in kept_out)
         for letter in letters:
             progress.reasons[letter.reason] = progress.reasons.get(letter.reason, 0) + 1
 
@@ -338,6 +485,8 @@ class Pipeline:
                     begun_at=self._now(),
                 )
             )
+            kept = self._settings.model_dump_json(include={"source", "format", "mapping"})
+            connection.execute(sa.insert(run_settings).values(run_id=run_id, source=source, settings=kept))
         return _Run(run_id, name, checksum, 0, OPEN, "")
 
     def _end(self, run_id: str, state: str, reason: str) -> None:
@@ -357,6 +506,22 @@ class _Run:
     position: int
     state: str
     reason: str
+
+
+def _keep_unapplied(connection: Connection, run_id: str, found: list[tuple[int, str]]) -> None:
+    """Keep rows without effect as ranges of places."""
+    ranges: list[tuple[int, int, str]] = []
+    for position, result in sorted(set(found)):
+        if ranges and ranges[-1][1] + 1 == position and ranges[-1][2] == result:
+            ranges[-1] = (ranges[-1][0], position, result)
+        elif not ranges or ranges[-1][1] < position:
+            ranges.append((position, position, result))
+    for first, last, result in ranges:
+        connection.execute(
+            upsert(connection, unapplied_rows)
+            .values(run_id=run_id, first_position=first, last_position=last, result=result)
+            .on_conflict_do_nothing()
+        )
 
 
 def checksum_of(path: Path) -> tuple[str, int]:

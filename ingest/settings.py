@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ingest.formats import FormatSettings
 from ingest.mapping import MappingSettings
+from ingest.redaction import RedactSettings
 
 ID_PATTERN = r"[^\s/][^/]{0,63}"
 
@@ -54,6 +55,13 @@ class Sample(_Section):
     expect: str
 
 
+class Retention(_Section):
+    """How long is kept what nobody waits for any more. Waiting letters, and that a file was carried, stay for ever."""
+
+    letters_days: int = Field(90, ge=1, le=3_650, description="Letters that were replayed or discarded.")
+    runs_days: int = Field(400, ge=1, le=3_650, description="What a run needs to be reversed.")
+
+
 class SourceSettings(_Section):
     """One source: how its artifacts are found, read and translated."""
 
@@ -63,7 +71,12 @@ class SourceSettings(_Section):
     drop: DropFolder | None = None
     webhook: Webhook | None = None
     all_or_nothing: bool = Field(False, description="One bad row refuses the whole artifact.")
-    mode: Literal["apply", "shadow"] = "apply"
+    mode: Literal["apply", "shadow"] = Field("apply", description="Shadow: compared, not applied.")
+    shadow_channel: str = Field("", max_length=64, description="Channel by which shadow reads the ledger.")
+    heartbeat_s: float = Field(0, ge=0, le=86_400, description="An idle source is heard so often; 0: never.")
+    parked_alarm_s: float = Field(900, ge=1, le=604_800, description="A stream parked for longer is told.")
+    redact: RedactSettings = Field(default_factory=RedactSettings)
+    retention: Retention = Field(default_factory=lambda: Retention.model_validate({}))
     batch_deltas: int = Field(1_000, ge=1, le=5_000)
     unacked_batches: int = Field(8, ge=1, le=64)
     rows_max: int = Field(100_000_000, ge=1)
@@ -73,6 +86,14 @@ class SourceSettings(_Section):
     def _consistent(self) -> SourceSettings:
         if self.webhook is not None and (self.drop is None or self.format.kind != "json_lines"):
             raise ValueError("a webhook needs a [drop] folder for its files and the format json_lines")
+        if self.mode == "shadow" and not self.shadow_channel:
+            raise ValueError("mode shadow needs a shadow_channel: by it the ledger's figures are read")
+        read = {part for column in self.mapping.columns.values() for part in (column, *column.split("."))}
+        for key in self.redact.json_keys:
+            if key in read:
+                raise ValueError(
+                    f"redact.json_keys: the mapping reads {key}, and a letter could not be replayed"
+                )
         return self
 
 

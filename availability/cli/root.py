@@ -10,7 +10,18 @@ from pathlib import Path
 
 import typer
 
-from availability.cli import exceptions, ingest, order, policy, policy_files, reads, server, token, writes
+from availability.cli import (
+    exceptions,
+    ingest,
+    ingest_operations,
+    order,
+    policy,
+    policy_files,
+    reads,
+    server,
+    token,
+    writes,
+)
 from availability.cli.errors import EXIT_OTHER, EXIT_USAGE, Told, told
 from availability.cli.options import CLIENT_CERTIFICATE
 
@@ -67,6 +78,7 @@ policy.app.command("export")(policy_files.export_file)
 policy.app.command("diff")(policy_files.diff_file)
 policy.app.command("import")(policy_files.import_file)
 app.add_typer(policy.app, name="policy", rich_help_panel="Stock and policy")
+ingest.app.add_typer(ingest_operations.app)
 app.add_typer(ingest.app, name="ingest", rich_help_panel="Stock and policy")
 
 
