@@ -45,9 +45,13 @@ local function tail_of(ctx, p)
 end
 
 local function set_tail(ctx, p, latest_us, mark)
-  local tails = ctx.tails or {}
-  ctx.tails = tails
-  tails[p] = {latest_us, mark}
+  local tails = ctx.tails
+  if not tails then
+    tails = {}
+    ctx.tails = tails
+  end
+  local tail = tails[p]
+  if tail then tail[1], tail[2] = latest_us, mark else tails[p] = {latest_us, mark} end
 end
 
 -- What follows a position's five figures.
@@ -74,13 +78,14 @@ local function happened_before(us, mark, sequence, m)
   return us > 0 and us <= m[KEY][1] -- 0: no time, it happens now
 end
 
--- The part of a change of on_hand that counts: all of it, or 0 where the latest count has seen it.
+-- The part of a change of on_hand that counts: all of it, or 0 where the latest count has seen it. Then the position's
+-- latest time and mark, for note.
 function Counts.weigh(ctx, source, p, s, d, change)
-  local _, tail_mark = tail_of(ctx, p)
-  if tail_mark ~= WITH_MEMORY then return change end
+  local latest, tail_mark = tail_of(ctx, p)
+  if tail_mark ~= WITH_MEMORY then return change, latest, tail_mark end
   local m = memory_of(s, p.node).now
-  if happened_before(d[OCCURRED_US], mark_of(ctx, source, d), d[SEQUENCE], m) then return 0 end
-  return change
+  if happened_before(d[OCCURRED_US], mark_of(ctx, source, d), d[SEQUENCE], m) then change = 0 end
+  return change, latest, tail_mark
 end
 
 local function drop_oldest(m)
@@ -94,9 +99,8 @@ local function drop_oldest(m)
 end
 
 -- Remember a change of on_hand that counts.
-function Counts.note(ctx, source, p, s, d, change)
+function Counts.note(ctx, source, p, s, d, change, latest, tail_mark)
   local us, mark = time_of(ctx, d), mark_of(ctx, source, d)
-  local latest, tail_mark = tail_of(ctx, p)
   if not latest then return set_tail(ctx, p, us, mark) end
   if tail_mark == WITH_MEMORY then
     local memory = memory_of(s, p.node)

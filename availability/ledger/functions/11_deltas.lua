@@ -143,9 +143,10 @@ end
 
 local function move_stock(ctx, d, on_hand, quarantined, reason)
   local p, s = Positions.at(ctx, d[SKU], d[NODE])
-  if on_hand ~= 0 then on_hand = Counts.weigh(ctx, ctx.source, p, s, d, on_hand) end
+  local latest, mark
+  if on_hand ~= 0 then on_hand, latest, mark = Counts.weigh(ctx, ctx.source, p, s, d, on_hand) end
   if out_of_range(p, on_hand, quarantined) then return 'BALANCE_OUT_OF_RANGE' end
-  if on_hand ~= 0 then Counts.note(ctx, ctx.source, p, s, d, on_hand) end
+  if on_hand ~= 0 then Counts.note(ctx, ctx.source, p, s, d, on_hand, latest, mark) end
   p.on_hand = p.on_hand + on_hand
   if quarantined ~= 0 then
     local r = Positions.reasons(ctx, s, d[NODE])
