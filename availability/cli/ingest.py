@@ -17,6 +17,7 @@ from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, Toke
 from availability.cli.output import console, print_json, table
 
 if TYPE_CHECKING:
+    from availability.v1 import stock_pb2 as stk
     from ingest.app import IngestDesk
     from ingest.letters import KeptLetter
     from ingest.pipeline import Progress as CarryProgress
@@ -63,7 +64,7 @@ def run(
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """Carry files from the drop folders into the ledger, each once, until stopped."""
+    """Fetch feeds, and carry files from the drop folders into the ledger, each once, until stopped."""
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     stop = threading.Event()
@@ -97,6 +98,35 @@ def run(
         if http:
             bar.console.print(f"webhooks at {stack.enter_context(desk.doors(http))}/events/SOURCE")
         desk.run(once=once, stopped=stop.is_set, watch=watch, told=bar.console.print)
+
+
+@app.command()
+def stream(
+    file: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, allow_dash=True, help="JSON lines; -: standard input."),
+    ],
+    source: SourceOption,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Send a gapless, numbered feed of deltas from where the ledger is. Exit code 3 where some are refused."""
+    from ingest.sources.stream_client import send_feed
+
+    def refused(delta: stk.Delta, reason: str, sentence: str) -> None:
+        print(f"{delta.stream} {delta.source_sequence}: {reason}: {sentence}", file=sys.stderr)
+
+    with ExitStack() as stack:
+        feed = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
+        client = stack.enter_context(connect(target, token_file, tls_ca))
+        sent = send_feed(client, source, feed, refused=refused)
+    print(
+        f"{sent.lines:,} lines: {sent.applied:,} applied, {sent.settled:,} had been settled,"
+        f" {sent.repeated:,} repeated, {sent.refused:,} refused"
+    )
+    if sent.refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()
