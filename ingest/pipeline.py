@@ -191,8 +191,10 @@ class Pipeline:
         return Outcome(run_id=run.run_id, state=DONE, known=False, reason="", progress=progress)
 
     def replayed(self, letter: KeptLetter) -> list[pb.Delta]:
-        """Translate a dead letter by the mapping as it is now, under the letter's own name; a kit is its parts.
+        """Translate a dead letter by the mapping as it is now; a kit is its parts.
 
+        It keeps the event id that its source gave it: the source may send it again, and the ledger has not taken it. A
+        numbered one, one without a name and one in conflict with another of its name go under the letter's own.
         Nothing where the row is ignored by its code. Raises RowRefused, ClientError.
         """
         found = list(self.translated(io.BytesIO(letter.context + letter.raw), ""))
@@ -208,8 +210,11 @@ class Pipeline:
             delta.event_id = letter.event_id.removeprefix("dl:")
         self._authority.refresh()
         parts = self.parts(delta)
+        named = "event_id" in self._settings.mapping.columns and letter.category != Category.CONFLICT
         if parts == [delta]:  # parts of a kit keep their names: some may have been applied
-            delta.source_sequence, delta.event_id = 0, letter.event_id
+            delta.source_sequence = 0
+            if not named or not delta.event_id:
+                delta.event_id = letter.event_id
         for part in parts:
             word = self._authority.word(part, stream, sequence)
             if word is Word.COMPARED:
