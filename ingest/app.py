@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 import uuid
@@ -25,6 +26,7 @@ from ingest.redaction import Redactor
 from ingest.rows import RowRefused
 from ingest.settings import SettingsRefused, SourceSettings, read_sources
 from ingest.sources.drop_folder import DropFolderSource
+from ingest.sources.feed import Feed, FeedFailed, fetching
 from ingest.upkeep import Upkeep
 
 _LOG = structlog.get_logger(__name__)
@@ -158,6 +160,61 @@ class IngestDesk:
         }
         if not folders:
             raise SettingsRefused("no source has a [drop] folder")
+        feeds = self.feeds()
+        if not once:
+            with fetching(feeds, told):
+                self._carry(folders, once=False, stopped=stopped, told=told)
+            return
+        failures = []
+        for feed in feeds:
+            try:
+                feed.fetch(once=True)
+            except FeedFailed as error:  # what the others brought is carried first
+                failures.append(f"{feed.source}: {feed.kind}: {error.reason}: {error}")
+        self._carry(folders, once=True, stopped=stopped, told=told)
+        if failures:
+            raise FeedFailed("NOT_FETCHED", "\n".join(failures))
+
+    def feeds(self) -> list[Feed]:
+        """Return what fetches into drop folders, of all sources. Raises SettingsRefused."""
+        found: list[Feed] = []
+        for source, settings in self.sources.items():
+            drop = settings.drop
+            if drop is None:
+                continue
+            if settings.sftp is not None:
+                if importlib.util.find_spec("asyncssh") is None:
+                    raise SettingsRefused(
+                        f"{source}: sftp needs the extra 'sftp': pip install availability[sftp]"
+                    )
+                from ingest.sources.sftp import SftpFeed
+
+                try:
+                    found.append(SftpFeed(source, settings.sftp, drop, self.engine))
+                except ValueError as error:
+                    raise SettingsRefused(str(error)) from error
+            where = (drop.folder, self.engine)
+            if settings.redis_stream is not None:
+                from ingest.sources.redis_stream import RedisStreamFeed
+
+                entries = RedisStreamFeed(
+                    source, settings.redis_stream, *where, self.letters, settle_ms=drop.settle_ms
+                )
+                found.append(entries)
+            if settings.rest is not None:
+                from ingest.sources.rest import RestFeed
+
+                found.append(RestFeed(source, settings.rest, *where, settle_ms=drop.settle_ms))
+        return found
+
+    def _carry(
+        self,
+        folders: dict[str, DropFolderSource],
+        *,
+        once: bool,
+        stopped: Callable[[], bool],
+        told: Callable[[str], None],
+    ) -> None:
         upkeep = Upkeep(
             self.engine,
             self.letters,

@@ -154,6 +154,43 @@ def upsert(connection: Connection, table: sa.Table) -> sqlite.Insert | postgresq
     return sqlite.insert(table)
 
 
+feeds = sa.Table(
+    "ingest_feeds",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("settled", sa.String(256), nullable=False, default=""),
+    sa.Column("number", sa.BigInteger, nullable=False, default=0),
+    sa.Column("window_begun_at", sa.Float, nullable=False, default=0.0),
+    sa.Column("calls", sa.Integer, nullable=False, default=0),
+)
+"""Where a feed that is fetched stands: up to ``settled`` (its own kind of place) the ledger's durable ack is there.
+``number``: chunks written so far. ``calls`` were made since ``window_begun_at`` (seconds since 1970)."""
+
+chunks = sa.Table(
+    "ingest_chunks",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("checksum", sa.String(64), nullable=False),
+    sa.Column("position", sa.String(256), nullable=False),
+)
+"""Files that a feed has written and that are not settled yet; with them the feed stands at ``position``."""
+
+fetched = sa.Table(
+    "ingest_fetched",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(1024), primary_key=True),
+    sa.Column("size", sa.BigInteger, primary_key=True),
+    sa.Column("changed_at", sa.BigInteger, primary_key=True),
+    sa.Column("fetched_at", sa.Float, nullable=False),
+)
+"""Files that were picked up elsewhere. ``changed_at`` is the other side's word, whole seconds."""
+
+
 def open_database(url: str) -> Engine:
     """Connect and make what is missing. ``url`` is SQLAlchemy's; a bare path is a SQLite file."""
     if "://" not in url:

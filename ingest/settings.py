@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ingest.formats import FormatSettings
 from ingest.mapping import MappingSettings
 from ingest.redaction import RedactSettings
 
+ENTRY_ID_COLUMN = "_entry_id"
 ID_PATTERN = r"[^\s/][^/]{0,63}"
 
 
@@ -48,6 +59,134 @@ class Webhook(_Section):
     rotate_ms: int = Field(200, ge=10, le=60_000, description="A file is closed and carried after so long.")
 
 
+class _Fetched(_Section):
+    """What all feeds have that are fetched into the drop folder."""
+
+    interval_ms: int = Field(30_000, ge=10, le=86_400_000, description="Pause where nothing new was there.")
+    waiting_bytes_max: int = Field(
+        1_000_000_000, ge=1, description="Nothing is fetched while more than this waits in the drop folder."
+    )
+
+
+class Sftp(_Fetched):
+    """Files at an SFTP server. Names and unfinished ones are told apart as in the drop folder; a file counts once its
+    size and time have not changed for ``settle_ms``, or its companion (``stock.csv.done``) is there."""
+
+    host: str = Field(min_length=1)
+    port: int = Field(22, ge=1, le=65_535)
+    username: str = Field(min_length=1)
+    known_hosts: Path = Field(
+        description="OpenSSH's format. A server whose key is not there is not spoken to."
+    )
+    key_file: Path | None = None
+    passphrase_file: Path | None = None
+    password_file: Path | None = None
+    folder: str = "."
+    done_suffix: str = ""
+    settle_ms: int = Field(5_000, ge=0, le=600_000)
+    after: Literal["leave", "rename", "delete"] = "leave"
+    renamed_suffix: str = Field(".fetched", min_length=1)
+    file_bytes_max: int = Field(10_000_000_000, ge=1)
+    files_max: int = Field(10_000, ge=1, le=100_000, description="Files of one look.")
+    timeout_ms: int = Field(30_000, ge=100, le=600_000)
+    remember_days: int = Field(90, ge=1, description="A file that is gone there is forgotten after so long.")
+
+    @model_validator(mode="after")
+    def _one_lock(self) -> Sftp:
+        if (self.key_file is None) == (self.password_file is None):
+            raise ValueError("give key_file or password_file")
+        if self.passphrase_file is not None and self.key_file is None:
+            raise ValueError("a passphrase_file is of a key_file")
+        return self
+
+
+class RedisStream(_Fetched):
+    """Entries of a Redis stream: fields as they are, or one field that holds a JSON object. Column ``_entry_id`` is the
+    entry's id, and names the delta where the mapping names no other."""
+
+    url: str = Field(min_length=1)
+    username: str = ""
+    password_file: Path | None = None
+    stream: str = Field(min_length=1)
+    json_field: str = ""
+    entries_max: int = Field(1_000, ge=1, le=10_000, description="Entries of one read, and of one file.")
+    timeout_ms: int = Field(10_000, ge=100, le=600_000)
+    interval_ms: int = Field(200, ge=10, le=86_400_000)
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("redis://, rediss:// or unix://")
+        if parts.password is not None or "password=" in parts.query:
+            raise ValueError("the password belongs into password_file")
+        return url
+
+
+class OAuth2(_Section):
+    """Client credentials (RFC 6749, 4.4). The secret's file is read anew for every token."""
+
+    token_url: str
+    client_id: str = Field(min_length=1)
+    secret_file: Path
+    scope: str = ""
+    sent: Literal["basic", "body"] = "basic"
+
+    @field_validator("token_url")
+    @classmethod
+    def _private(cls, url: str) -> str:
+        return _private_url(url)
+
+
+class Rest(_Fetched):
+    """Events of a cloud ERP, asked for since a time. ``items``: path of an answer's list; "": the answer is one."""
+
+    url: str
+    params: dict[str, str] = Field(default_factory=dict)
+    since_param: str = Field(min_length=1)
+    start: AwareDatetime = Field(description="From when, at the very beginning.")
+    cursor_column: str = Field(min_length=1, description="An event's time, ISO 8601: how far we are.")
+    overlap_ms: int = Field(300_000, ge=0, le=86_400_000, description="Asked for again each time.")
+    items: str = ""
+    paging: Literal["none", "link", "page"] = "none"
+    next_column: str = Field("", description="Path of the next address; empty: the Link header.")
+    page_param: str = "page"
+    page_first: int = Field(1, ge=0)
+    pages_max: int = Field(10_000, ge=1, description="Pages of one round.")
+    ascending: bool = Field(False, description="The oldest come first: a round that breaks off is not lost.")
+    oauth2: OAuth2 | None = None
+    token_file: Path | None = Field(None, description="A fixed bearer token instead.")
+    calls_per_hour: int = Field(1_000, ge=1)
+    attempts_max: int = Field(5, ge=1, le=20, description="Of one call, within a round.")
+    answer_bytes_max: int = Field(50_000_000, ge=1_000)
+    timeout_ms: int = Field(30_000, ge=100, le=600_000)
+
+    @field_validator("url")
+    @classmethod
+    def _private(cls, url: str) -> str:
+        return _private_url(url)
+
+    @model_validator(mode="after")
+    def _one_lock(self) -> Rest:
+        if self.oauth2 is not None and self.token_file is not None:
+            raise ValueError("give oauth2 or token_file")
+        return self
+
+
+def _private_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.port == 0 or not parts.hostname:  # reading the port raises ValueError where it is none
+        raise ValueError("no host, or no port")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("secrets belong into files, not into addresses")
+    if parts.scheme != "https" and not (
+        parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
+    ):
+        raise ValueError("https:// (http:// only to this machine)")
+    return url
+
+
 class Sample(_Section):
     """A golden sample: an artifact beside the mapping, and what must come out of it."""
 
@@ -70,6 +209,9 @@ class SourceSettings(_Section):
     mapping: MappingSettings
     drop: DropFolder | None = None
     webhook: Webhook | None = None
+    sftp: Sftp | None = None
+    redis_stream: RedisStream | None = None
+    rest: Rest | None = None
     all_or_nothing: bool = Field(False, description="One bad row refuses the whole artifact.")
     mode: Literal["apply", "shadow"] = Field("apply", description="Shadow: compared, not applied.")
     shadow_channel: str = Field("", max_length=64, description="Channel by which shadow reads the ledger.")
@@ -81,6 +223,42 @@ class SourceSettings(_Section):
     unacked_batches: int = Field(8, ge=1, le=64)
     rows_max: int = Field(100_000_000, ge=1)
     samples: tuple[Sample, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _entries_name_deltas(cls, given: Any) -> Any:  # Any: as the file says it
+        """Entries of a Redis stream have names already."""
+        if isinstance(given, dict) and "redis_stream" in given and isinstance(given.get("mapping"), dict):
+            mapping = dict(given["mapping"])
+            columns = mapping.get("columns")
+            if isinstance(columns, dict) and not columns.keys() & {"event_id", "source_sequence"}:
+                mapping["columns"] = {**columns, "event_id": ENTRY_ID_COLUMN}
+                given = {**given, "mapping": mapping}
+        return given
+
+    @model_validator(mode="after")
+    def _fetched_files_are_found(self) -> SourceSettings:
+        fetched = {
+            name: section
+            for name, section in (
+                ("sftp", self.sftp),
+                ("redis_stream", self.redis_stream),
+                ("rest", self.rest),
+            )
+            if section is not None
+        }
+        if not fetched:
+            return self
+        if self.drop is None or self.drop.done_suffix:
+            raise ValueError(f"{', '.join(fetched)}: a [drop] folder without done_suffix is needed")
+        for name in fetched.keys() - {"sftp"}:
+            if self.format.kind != "json_lines" or not fnmatch(f"{name}-0.jsonl", self.drop.pattern):
+                raise ValueError(
+                    f"{name}: the format is json_lines, and the drop folder's pattern takes {name}-*.jsonl"
+                )
+        if self.rest is not None and not self.mapping.columns.keys() & {"event_id", "source_sequence"}:
+            raise ValueError("rest: events come more than once; map event_id (or source_sequence)")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> SourceSettings:
@@ -119,11 +297,24 @@ def _placed(settings: SourceSettings, folder: Path) -> SourceSettings:
     if settings.drop is not None:
         drop = settings.drop.model_copy(update={"folder": (folder / settings.drop.folder).resolve()})
         settings = settings.model_copy(update={"drop": drop})
-    if settings.webhook is not None:
-        secret_file = (folder / settings.webhook.secret_file).resolve()
-        webhook = settings.webhook.model_copy(update={"secret_file": secret_file})
-        settings = settings.model_copy(update={"webhook": webhook})
-    return settings
+    placed = {
+        name: _at(section, folder)
+        for name in ("webhook", "sftp", "redis_stream", "rest")
+        if (section := getattr(settings, name)) is not None
+    }
+    return settings.model_copy(update=placed)
+
+
+def _at(section: BaseModel, folder: Path) -> BaseModel:
+    """Every path of a section, and of the sections in it, from the folder on."""
+    found: dict[str, object] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Path):
+            found[name] = (folder / value).resolve()
+        elif isinstance(value, BaseModel):
+            found[name] = _at(value, folder)
+    return section.model_copy(update=found)
 
 
 def read_sources(folder: Path) -> dict[str, SourceSettings]:
