@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from operator import itemgetter
@@ -178,6 +179,18 @@ class MappingSettings(_Model):
         return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Template:
+    """What the shared fields of a row make. ``delta`` is encoded; None: ignored by its code.
+
+    ``without_quantity``: an empty cell is no error, the type needs none.
+    """
+
+    movement: Movement | None
+    delta: bytes | None
+    without_quantity: bool = False
+
+
 class Mapper:
     """A mapping at work: rows in, deltas out.
 
@@ -210,7 +223,7 @@ class Mapper:
         shared = [self._places[name] for name in _SHARED if name in self._places]
         self._key: Callable[[Sequence[Value]], object] = itemgetter(*shared) if shared else lambda _: ()
         self._shared = shared
-        self._templates: dict[object, tuple[Movement | None, bytes | None]] = {}
+        self._templates: dict[object, _Template] = {}
         self._times = [
             (name, self._places[name]) for name in ("occurred_time", "due_time") if name in self._places
         ]
@@ -233,10 +246,10 @@ class Mapper:
             found = self._templates.get(self._key(values))
         except TypeError:  # a cell that is a list or an object
             found = None
-        movement, template = found if found is not None else self._template(values)
-        if template is None:
+        template = found if found is not None else self._template(values)
+        if template.delta is None:
             return None
-        delta = _from_bytes(template)
+        delta = _from_bytes(template.delta)
         self._name(delta, values, event_id)
         place = self._sku_place
         value = values[place] if place is not None else None
@@ -245,8 +258,8 @@ class Mapper:
             if self._sku_pattern is not None and self._sku_pattern.fullmatch(sku) is None:
                 raise RowRefused(Category.MAPPING, "SKU_PATTERN", f"{sku!r} does not look like a sku")
             delta.sku = sku = self._skus.get(sku, sku)
-        if self._has_quantity:
-            delta.quantity = self._quantity(values, sku, movement)
+        if self._has_quantity and not (template.without_quantity and not self._text(values, "quantity")):
+            delta.quantity = self._quantity(values, sku, template.movement)
         if self._shipped:
             shipped = self._text(values, "shipped_quantity")
             if shipped:
@@ -269,11 +282,11 @@ class Mapper:
                     moment.nanos = nanos
         return delta
 
-    def _template(self, values: Sequence[Value]) -> tuple[Movement | None, bytes | None]:
-        """Make what a delta has of the shared fields, and remember it. Without bytes: ignored by its code."""
+    def _template(self, values: Sequence[Value]) -> _Template:
+        """Make what a delta has of the shared fields, and remember it."""
         movement, kind = self._kind(values)
         if kind is None:
-            return self._remember(values, (movement, None))
+            return self._remember(values, _Template(movement=movement, delta=None))
         delta = pb.Delta(source=self.source, type=kind)  # type: ignore[arg-type]  # a plain int
         node = self._text(values, "node")
         if node:
@@ -294,11 +307,11 @@ class Mapper:
                 delta.allocation_basis = pb.AllocationBasis.Value(f"ALLOCATION_BASIS_{movement.basis}")
         if not delta.author:
             delta.author = self.mark
-        return self._remember(values, (movement, delta.SerializeToString()))
+        without = kind in (pb.DELTA_TYPE_ORDER_CANCELLED, pb.DELTA_TYPE_LINK_ORDER)
+        made = _Template(movement=movement, delta=delta.SerializeToString(), without_quantity=without)
+        return self._remember(values, made)
 
-    def _remember(
-        self, values: Sequence[Value], made: tuple[Movement | None, bytes | None]
-    ) -> tuple[Movement | None, bytes | None]:
+    def _remember(self, values: Sequence[Value], made: _Template) -> _Template:
         cells = [values[place] for place in self._shared]
         if all(cell is None or isinstance(cell, str) or (type(cell) is int and cell > 1) for cell in cells):
             # Only of types whose equal values are written equally: 1 and true are one key, and not one text.
