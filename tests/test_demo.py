@@ -172,11 +172,21 @@ def test_a_service_that_loses_a_delta_fails(capsys: pytest.CaptureFixture[str]) 
     assert not out.endswith("differences 0\n")
 
 
+ONLY_EMBEDDED = """
+import sys
+for extra in ("polars", "zstandard", "defusedxml", "starlette", "uvicorn", "httpx2", "asyncssh", "psycopg"):
+    sys.modules[extra] = None
+from availability.cli import main
+main()
+"""
+"""The command with what README's first block installs: an import of anything else fails."""
+
+
 @pytest.mark.skipif(importlib.util.find_spec("availability.app") is None, reason="there is no server yet")
 def test_the_demo_ends_clean() -> None:
-    """One command, nothing set up before, and a verdict of nothing oversold and nothing different."""
+    """One command, no extra but the ledger, files with their bad row, and a verdict of nothing different."""
     done = subprocess.run(
-        [sys.executable, "-m", "availability", "demo", "--seconds", "3"],
+        [sys.executable, "-c", ONLY_EMBEDDED, "demo", "--seconds", "3"],
         cwd=PROJECT_ROOT,
         capture_output=True,
         text=True,
@@ -184,4 +194,6 @@ def test_the_demo_ends_clean() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "dead letter: receipts-2.csv line 3: quantity '1O' is no number" in done.stdout
+    assert "holds what came before" in done.stdout
     assert done.stdout.splitlines()[-1] == "oversold 0, differences 0"

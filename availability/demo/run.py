@@ -21,6 +21,7 @@ from rich.console import Console
 from availability.client import Client, Retry
 from availability.demo.audit import Audit, audit
 from availability.demo.catalogue import CHANNELS, FENCE_SKU, FLASH, ITEMS, KIT, NODES, SKUS
+from availability.demo.gate import gate
 from availability.demo.journal import Journal
 from availability.demo.people import SHOPPERS, await_expiries, flash_sale, shopper
 from availability.demo.story import Story
@@ -79,7 +80,7 @@ def _perform(story: Story) -> None:
     story.begin_s = time.monotonic()
     people = [story.run(f"shopper {number}", shopper(number)) for number in range(SHOPPERS)]
     people += [story.run("operator", operator), story.run("flash sale", flash_sale)]
-    systems = [story.run("ERP", erp), story.run("WMS", wms)]
+    systems = [story.run("ERP", erp), story.run("WMS", wms), story.run("gate", gate)]
     try:
         story.stop.wait(story.length_s)
     finally:
@@ -97,6 +98,7 @@ def _report(journal: Journal, found: Audit) -> int:
 {counts["expired"]} abandoned holds expired; {counts["shipped"]} units shipped
 {counts["deltas"]} deltas, {counts["duplicates"]} of them sent twice; \
 {counts["double clicks"]} double clicks, each answered once
+{counts["files"]} files dropped at the gate; {counts["letters"]} bad row in them, now a dead letter
 recomputed: {found.compared} numbers ({len(SKUS)} skus × {len(CHANNELS)} channels × {len(NODES)} nodes)
 and {answers} checkout answers, each at its own version"""
     )
