@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import chain
-from operator import itemgetter
 from random import Random
 
 import msgspec
@@ -46,7 +45,7 @@ from availability.replica.follow import Follower, Fork
 from availability.replica.policies import Policies, default_channel
 from availability.replica.preview import Preview, preview
 from availability.replica.settings import ReplicaSettings
-from availability.replica.state import Numbers, Prepared, State
+from availability.replica.state import Prepared, State
 from availability.replica.watch import Registry, Watcher
 
 FRESHNESS_NEVER_MS = 1 << 40
@@ -230,7 +229,7 @@ class Replica:
         Raises ServiceError UNKNOWN_CHANNEL. An unknown sku is 0 and UNKNOWN_SKU.
         """
         state = self._state
-        numbers = _numbers(state.numbers, skus)
+        numbers = _numbers(state, skus)
         with self._lock:
             # Should memory have been replaced meanwhile: sku numbers survive that.
             state = self._state
@@ -530,12 +529,10 @@ class _Sink:
             self._replica._on_resync(reason)
 
 
-def _numbers(numbers: Numbers, skus: Sequence[str]) -> Ints:
-    """Look up many skus; itemgetter is 1.5 times faster than map, and gives a bare number for one name."""
-    count = len(skus)
-    if count < 2:
-        return np.array([numbers[sku] for sku in skus], np.int64)
-    return np.fromiter(itemgetter(*skus)(numbers), np.int64, count)
+def _numbers(state: State, skus: Sequence[str]) -> Ints:
+    if state.table.cover(state.names):
+        return state.table.many(skus)
+    return np.array([state.numbers[sku] for sku in skus], np.int64)
 
 
 def _nothing(_: Progress) -> None:

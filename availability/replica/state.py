@@ -41,6 +41,7 @@ from availability.replica.columns import FIELDS, Column, Plan, Positions, Rows, 
 from availability.replica.compute import overlaid, packed_answers, packed_kits, shared_terms
 from availability.replica.errors import UnreadableRecord
 from availability.replica.fences import Changed, Fences, FencesOfSku
+from availability.replica.name_table import NameTable
 from availability.replica.policies import Changes, Channel, Moved, Policies
 from availability.replica.settings import ReplicaSettings
 
@@ -96,7 +97,7 @@ PolicyFigures = Mapping[tuple[str, ...], object]
 
 
 class Numbers(dict[str, int]):
-    """Sku → number; -1 for one without, so that many are looked up without a branch (operator.itemgetter)."""
+    """Sku → number; -1 for one without. Many at once: ``name_table``."""
 
     def __missing__(self, sku: str) -> int:
         return -1
@@ -109,6 +110,7 @@ class State:
         self._settings = settings
         self.numbers: Numbers = Numbers(names_of.numbers if names_of else {})
         self.names: list[str] = list(names_of.names) if names_of else []
+        self.table = NameTable()
         self.ledger_id = ""
         self.version = ZERO
         self.chain = ""

@@ -76,11 +76,12 @@ class AvailabilityHandlers:
             )
         age_ms, degraded = self._freshness.check(request, ctx)
         sellables, states, version = self._replica.batch(request.channel, skus)
-        return pb.BatchGetAvailabilityResponse(
-            sellable_quantities=sellables.tolist(),
-            states=states.tolist(),
-            as_of=AsOf(version=str(version), age_ms=age_ms, degraded=degraded),
-        )
+        response = pb.BatchGetAvailabilityResponse()  # filled in place, as above
+        response.sellable_quantities.extend(sellables.tolist())
+        response.states.extend(states.tolist())
+        as_of = response.as_of
+        as_of.version, as_of.age_ms, as_of.degraded = str(version), age_ms, degraded
+        return response
 
     def check_basket(self, request: pb.CheckBasketRequest, ctx: CallContext) -> pb.CheckBasketResponse:
         """Tell whether all lines could be reserved at once now; kits and plain skus share what they are made of."""
