@@ -162,8 +162,8 @@ class IngestDesk:
             raise SettingsRefused("no source has a [drop] folder")
         feeds = self.feeds()
         if not once:
-            with fetching(feeds, told):
-                self._carry(folders, once=False, stopped=stopped, told=told)
+            with fetching(feeds, told) as broken:
+                self._carry(folders, once=False, stopped=lambda: stopped() or broken(), told=told)
             return
         failures = []
         for feed in feeds:

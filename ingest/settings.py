@@ -69,7 +69,9 @@ class _Fetched(_Section):
 
 
 class Sftp(_Fetched):
-    """Files at an SFTP server. Names and unfinished ones are told apart as in the drop folder; a file counts once its
+    """Files at an SFTP server. A key_file with a passphrase is PKCS #8, or needs the library bcrypt.
+
+    Names and unfinished ones are told apart as in the drop folder; a file counts once its
     size and time have not changed for ``settle_ms``, or its companion (``stock.csv.done``) is there."""
 
     host: str = Field(min_length=1)
@@ -102,7 +104,7 @@ class Sftp(_Fetched):
 
 class RedisStream(_Fetched):
     """Entries of a Redis stream: fields as they are, or one field that holds a JSON object. Column ``_entry_id`` is the
-    entry's id, and names the delta where the mapping names no other."""
+    entry's id, and names the delta where the mapping names no other; golden samples have it too."""
 
     url: str = Field(min_length=1)
     username: str = ""

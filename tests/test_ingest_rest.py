@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from availability.cli.root import run
 from availability.client import Client
 from ingest.app import IngestDesk
 from ingest.database import open_database
@@ -361,6 +362,37 @@ def test_bad_events_are_letters_and_a_mended_one_counts_once(make: Callable[...,
     bench.feed().fetch(once=True)
     bench.carry()
     assert bench.on_hand() == 1 + 2 + 3 + 4 + 5
+
+
+def test_the_command_fetches_and_carries_what_it_can(
+    make: Callable[..., Bench], erp: Erp, capfd: pytest.CaptureFixture[str], server: Server
+) -> None:
+    """Once: one feed's outage is told at the end, and keeps nothing of the others back."""
+    bench = make()
+    bench.add(1, minutes=1)
+    away = (bench.folder / "erp.toml").read_text().replace(bench.source, f"{bench.source} away")
+    away = away.replace(f'url = "{erp.url}/mov', 'attempts_max = 1\nurl = "http://127.0.0.1:1/mov')
+    (bench.folder / "away.toml").write_text(away.replace('folder = "drop"', 'folder = "drop2"'))
+    bench_toml = bench.folder / "erp.toml"
+    bench_toml.write_text(bench_toml.read_text().replace('folder = "drop"', 'folder = "drop"\nsettle_ms = 0'))
+    arguments = ["ingest", "run", "--once", "--target", server.grpc, "--sources", str(bench.folder)]
+    code = run([*arguments, "--database", str(bench.folder / "ingest.db")])
+    said = capfd.readouterr().err
+    assert (code, bench.on_hand()) == (1, 1)
+    assert "NOT_FETCHED" in said
+    assert "UNREACHABLE: http://127.0.0.1:1" in said
+
+
+def test_a_bug_in_a_feed_stops_the_run(make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no outage: nobody would see that a thread has ended."""
+    bench = make()
+
+    def broken(*_: object, **__: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(RestFeed, "fetch", broken)
+    with pytest.raises(ZeroDivisionError):
+        bench.desk.run(once=False, stopped=lambda: False, watch=lambda *_: None, told=lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,20 @@ def test_a_wrong_secret_is_told_and_not_shown(
         make(folder="/nowhere").fetch(once=True)
 
 
+def test_a_key_may_have_a_passphrase(make: Callable[..., SftpFeed], remote: Remote, tmp_path: Path) -> None:
+    """From a file of its own; a wrong one is told as such."""
+    remote.write("stock.csv", b"x")
+    remote.user_key.write_private_key(str(tmp_path / "locked"), "pkcs8-pem", "open sesame")
+    changes = {"key_file": tmp_path / "locked", "passphrase_file": tmp_path / "phrase"}
+    (tmp_path / "phrase").write_text("hunter2hunter2\n")
+    with pytest.raises(FeedFailed) as refused:
+        make(**changes).fetch(once=True)
+    assert refused.value.reason == "SECRET"
+    assert "hunter2" not in str(refused.value)
+    (tmp_path / "phrase").write_text("open sesame\n")
+    assert make(**changes).fetch(once=True) == 1
+
+
 def test_it_comes_back_by_itself(make: Callable[..., SftpFeed], remote: Remote, tmp_path: Path) -> None:
     """An outage is told once, waited out with growing pauses, and then the file is there."""
     remote.write("stock.csv", b"x")
@@ -292,8 +306,9 @@ def test_it_comes_back_by_itself(make: Callable[..., SftpFeed], remote: Remote, 
     thread.stop()
     thread.join()
     assert pauses[:2] == [0.5, 1.0]
-    assert len(told) == 1
+    assert len(told) == 2
     assert "UNREACHABLE" in told[0]
+    assert "fetches again" in told[1]
 
 
 def test_settings_want_a_lock_and_a_folder(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class FeedThread:
         self._rand = rand
         self._waited = waited
         self._stop = threading.Event()
+        self.bug: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"{feed.kind}-{feed.source}", daemon=True)
         self._thread.start()
 
@@ -91,10 +92,18 @@ class FeedThread:
         self._thread.join(JOIN_S)
 
     def _run(self) -> None:
+        try:
+            self._fetch_on()
+        except Exception as error:  # nobody sees a thread end: whoever started it does
+            self.bug = error
+
+    def _fetch_on(self) -> None:
         feed, failures = self._feed, 0
         while not self._stop.is_set():
             try:
                 count = feed.fetch(once=False)
+                if failures:
+                    self._told(f"{feed.source}: {feed.kind}: fetches again")
                 failures, pause_s = 0, 0.0 if count and feed.eager else feed.interval_s
             except FeedFailed as error:
                 failures += 1
@@ -113,11 +122,18 @@ class FeedThread:
 
 
 @contextlib.contextmanager
-def fetching(found: Iterable[Feed], told: Callable[[str], None]) -> Iterator[None]:
-    """Fetch meanwhile, each feed in its thread."""
+def fetching(found: Iterable[Feed], told: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Fetch meanwhile, each feed in its thread; yields whether one has ended by a bug, which is raised at the end."""
     threads = [FeedThread(feed, told=told) for feed in found]
+
+    def broken() -> bool:
+        return any(thread.bug is not None for thread in threads)
+
     try:
-        yield
+        yield broken
+        for thread in threads:
+            if thread.bug is not None:
+                raise thread.bug
     finally:
         for thread in threads:
             thread.stop()

@@ -281,7 +281,9 @@ def _told_as_failure(settings: Sftp) -> Iterator[None]:
         raise FeedFailed(
             "HOST_KEY", f"the host key of {where} is not in {settings.known_hosts}: {error.reason}"
         ) from error
-    except (asyncssh.PermissionDenied, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+        raise FeedFailed("SECRET", f"{settings.key_file} cannot be read: {error}") from error
+    except asyncssh.PermissionDenied as error:
         raise FeedFailed("AUTHENTICATION", f"{where} does not let {settings.username} in") from error
     except asyncssh.SFTPError as error:
         raise FeedFailed("SFTP", f"{where}: {settings.folder}: {error.reason}") from error
