@@ -79,13 +79,13 @@ class _Model(BaseModel):
 class Movement(_Model):
     """What a source's movement code means. ``sign`` -1 turns the quantity around; ``ignore``: no delta at all."""
 
-    type: TypeName | None = None
-    sign: Literal[1, -1] = 1
-    absolute: bool = False
-    reason: str = ""
-    quarantined: bool = False
-    basis: Literal["", "CUMULATIVE", "OPEN"] = ""
-    ignore: bool = False
+    type: TypeName | None = Field(None, description="Delta type.")
+    sign: Literal[1, -1] = Field(1, description="-1 turns the quantity around.")
+    absolute: bool = Field(False, description="The quantity's own sign is left out.")
+    reason: str = Field("", description="Reason where the row has none.")
+    quarantined: bool = Field(False, description="The quantity is of quarantined stock.")
+    basis: Literal["", "CUMULATIVE", "OPEN"] = Field("", description="Basis of an allocation.")
+    ignore: bool = Field(False, description="Rows of this code are no deltas.")
 
     @model_validator(mode="after")
     def _one(self) -> Movement:
@@ -97,8 +97,12 @@ class Movement(_Model):
 class Units(_Model):
     """Units of measure: base units in one of each. Exact: decimals as text. Per sku first, then for all."""
 
-    factors: dict[str, Decimal] = Field(default_factory=dict)
-    by_sku: dict[str, dict[str, Decimal]] = Field(default_factory=dict)
+    factors: dict[str, Decimal] = Field(
+        default_factory=dict, description="Base units in one of each, exact, as text."
+    )
+    by_sku: dict[str, dict[str, Decimal]] = Field(
+        default_factory=dict, description="The same for single skus; these come first."
+    )
 
     @field_validator("factors")
     @classmethod
@@ -112,8 +116,8 @@ class Units(_Model):
 class Times(_Model):
     """How times are written: ISO 8601, or by `strptime` formats; ``zone`` where a time names none."""
 
-    zone: str = "UTC"
-    formats: tuple[str, ...] = ()
+    zone: str = Field("UTC", description="Time zone where a time names none.")
+    formats: tuple[str, ...] = Field((), description="`strptime` formats, tried before ISO 8601.")
 
     @field_validator("zone")
     @classmethod
@@ -126,21 +130,28 @@ class Times(_Model):
 class MappingSettings(_Model):
     """A mapping as it stands in a source's file. ``version`` and ``author`` go into every delta."""
 
-    version: str = Field(min_length=1, max_length=32)
-    author: str = Field(min_length=1, max_length=64)
-    columns: dict[str, str] = Field(min_length=1)
-    constants: dict[str, str] = Field(default_factory=dict)
-    movements: dict[str, Movement] = Field(default_factory=dict)
-    nodes: dict[str, str] = Field(default_factory=dict)
-    other_nodes: Literal["as_they_are", "refuse"] = "as_they_are"
-    skus: dict[str, str] = Field(default_factory=dict)
-    sku_pattern: str = ""
+    version: str = Field(min_length=1, max_length=32, description="Goes into every delta.")
+    author: str = Field(min_length=1, max_length=64, description="Goes into every delta.")
+    columns: dict[str, str] = Field(min_length=1, description="Field of the delta = column of the row.")
+    constants: dict[str, str] = Field(
+        default_factory=dict, description="Field of the delta = what it always is."
+    )
+    movements: dict[str, Movement] = Field(
+        default_factory=dict, description="By movement code; none: the codes are delta types."
+    )
+    nodes: dict[str, str] = Field(default_factory=dict, description="Node code = node.")
+    other_nodes: Literal["as_they_are", "refuse"] = Field(
+        "as_they_are", description="Codes that `nodes` does not name."
+    )
+    skus: dict[str, str] = Field(default_factory=dict, description="Alias = sku.")
+    sku_pattern: str = Field("", description="Regular expression that every sku must match as a whole.")
     units: Units = Units()
     times: Times = Times()
-    decimal_separator: Literal[".", ","] = "."
-    thousands_separator: Literal["", ".", ",", " ", "'"] = ""
-    explode_kits: bool = True
-    """Order rows that name a kit are sent as its parts; off: they become letters."""
+    decimal_separator: Literal[".", ","] = Field(".", description="Sign before decimals.")
+    thousands_separator: Literal["", ".", ",", " ", "'"] = Field("", description="Sign between thousands.")
+    explode_kits: bool = Field(
+        True, description="Order rows that name a kit are sent as its parts; off: they become letters."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> MappingSettings:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 REDACTED = "[redacted]"
 
@@ -17,8 +17,10 @@ class RedactSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    patterns: tuple[str, ...] = ()
-    json_keys: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = Field(
+        (), description="Regular expressions: what they find is not kept in letters."
+    )
+    json_keys: tuple[str, ...] = Field((), description="Keys whose values are not kept, at any depth.")
 
     @field_validator("patterns")
     @classmethod

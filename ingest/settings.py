@@ -38,20 +38,26 @@ class DropFolder(_Section):
     """Where files appear. Names that end in ``unfinished`` are still being written; ``done_suffix``: a file counts once
     its companion (``stock.csv.done``) is there."""
 
-    folder: Path
-    pattern: str = "*"
-    unfinished: tuple[str, ...] = (".tmp", ".part", ".filepart")
-    done_suffix: str = ""
+    folder: Path = Field(description="Where files appear; `archive` and `rejected` are made below it.")
+    pattern: str = Field("*", description="Names that count, as a shell writes them.")
+    unfinished: tuple[str, ...] = Field(
+        (".tmp", ".part", ".filepart"), description="Names that end so are still being written."
+    )
+    done_suffix: str = Field("", description="A file counts once its companion of this ending is there.")
     settle_ms: int = Field(500, ge=0, le=600_000, description="Least age of a file's last change.")
 
 
 class Webhook(_Section):
     """A door over HTTP. The lock is a bearer secret, or an HMAC-SHA256 of the raw body in a header, in hex."""
 
-    lock: Literal["bearer", "hmac"] = "bearer"
-    secret_file: Path
-    signature_header: str = ""
-    body_bytes_max: int = Field(1_000_000, ge=1, le=100_000_000)
+    lock: Literal["bearer", "hmac"] = Field(
+        "bearer", description="A bearer secret, or a signature of the raw body."
+    )
+    secret_file: Path = Field(description="Holds the secret, 16 bytes at least.")
+    signature_header: str = Field(
+        "", description="Header of the HMAC-SHA256 in hex; empty: x-signature-sha256."
+    )
+    body_bytes_max: int = Field(1_000_000, ge=1, le=100_000_000, description="Size of one request.")
     events_max: int = Field(5_000, ge=1, le=100_000, description="Events of one request.")
     spool_bytes_max: int = Field(
         1_000_000_000, ge=1_000, description="Events that wait on the disk, in bytes."
@@ -74,23 +80,27 @@ class Sftp(_Fetched):
     Names and unfinished ones are told apart as in the drop folder; a file counts once its
     size and time have not changed for ``settle_ms``, or its companion (``stock.csv.done``) is there."""
 
-    host: str = Field(min_length=1)
-    port: int = Field(22, ge=1, le=65_535)
-    username: str = Field(min_length=1)
+    host: str = Field(min_length=1, description="Server.")
+    port: int = Field(22, ge=1, le=65_535, description="Port.")
+    username: str = Field(min_length=1, description="User there.")
     known_hosts: Path = Field(
         description="OpenSSH's format. A server whose key is not there is not spoken to."
     )
-    key_file: Path | None = None
-    passphrase_file: Path | None = None
-    password_file: Path | None = None
-    folder: str = "."
-    done_suffix: str = ""
-    settle_ms: int = Field(5_000, ge=0, le=600_000)
-    after: Literal["leave", "rename", "delete"] = "leave"
-    renamed_suffix: str = Field(".fetched", min_length=1)
-    file_bytes_max: int = Field(10_000_000_000, ge=1)
+    key_file: Path | None = Field(None, description="Private key; or:")
+    passphrase_file: Path | None = Field(None, description="Passphrase of the key.")
+    password_file: Path | None = Field(None, description="Password.")
+    folder: str = Field(".", description="Folder there.")
+    done_suffix: str = Field("", description="A file counts once its companion of this ending is there.")
+    settle_ms: int = Field(
+        5_000, ge=0, le=600_000, description="A file counts when size and time have not changed for so long."
+    )
+    after: Literal["leave", "rename", "delete"] = Field(
+        "leave", description="What becomes of a file there once it is fetched."
+    )
+    renamed_suffix: str = Field(".fetched", min_length=1, description="Its new ending, where it is renamed.")
+    file_bytes_max: int = Field(10_000_000_000, ge=1, description="A larger file is not fetched.")
     files_max: int = Field(10_000, ge=1, le=100_000, description="Files of one look.")
-    timeout_ms: int = Field(30_000, ge=100, le=600_000)
+    timeout_ms: int = Field(30_000, ge=100, le=600_000, description="Longest wait for the server.")
     remember_days: int = Field(90, ge=1, description="A file that is gone there is forgotten after so long.")
 
     @model_validator(mode="after")
@@ -106,14 +116,16 @@ class RedisStream(_Fetched):
     """Entries of a Redis stream: fields as they are, or one field that holds a JSON object. Column ``_entry_id`` is the
     entry's id, and names the delta where the mapping names no other; golden samples have it too."""
 
-    url: str = Field(min_length=1)
-    username: str = ""
-    password_file: Path | None = None
-    stream: str = Field(min_length=1)
-    json_field: str = ""
+    url: str = Field(min_length=1, description="Address, without a password.")
+    username: str = Field("", description="User there.")
+    password_file: Path | None = Field(None, description="Password.")
+    stream: str = Field(min_length=1, description="Key of the stream.")
+    json_field: str = Field(
+        "", description="Field that holds the event as JSON; empty: the fields are the event."
+    )
     entries_max: int = Field(1_000, ge=1, le=10_000, description="Entries of one read, and of one file.")
-    timeout_ms: int = Field(10_000, ge=100, le=600_000)
-    interval_ms: int = Field(200, ge=10, le=86_400_000)
+    timeout_ms: int = Field(10_000, ge=100, le=600_000, description="Longest wait for Redis.")
+    interval_ms: int = Field(200, ge=10, le=86_400_000, description="Pause where nothing new was there.")
 
     @field_validator("url")
     @classmethod
@@ -129,11 +141,11 @@ class RedisStream(_Fetched):
 class OAuth2(_Section):
     """Client credentials (RFC 6749, 4.4). The secret's file is read anew for every token."""
 
-    token_url: str
-    client_id: str = Field(min_length=1)
-    secret_file: Path
-    scope: str = ""
-    sent: Literal["basic", "body"] = "basic"
+    token_url: str = Field(description="Where tokens are given.")
+    client_id: str = Field(min_length=1, description="Who asks.")
+    secret_file: Path = Field(description="Its secret, read anew for every token.")
+    scope: str = Field("", description="Scope asked for.")
+    sent: Literal["basic", "body"] = Field("basic", description="How the secret is sent.")
 
     @field_validator("token_url")
     @classmethod
@@ -144,25 +156,25 @@ class OAuth2(_Section):
 class Rest(_Fetched):
     """Events of a cloud ERP, asked for since a time. ``items``: path of an answer's list; "": the answer is one."""
 
-    url: str
-    params: dict[str, str] = Field(default_factory=dict)
-    since_param: str = Field(min_length=1)
+    url: str = Field(description="Address of the list of events.")
+    params: dict[str, str] = Field(default_factory=dict, description="Fixed parameters of every call.")
+    since_param: str = Field(min_length=1, description="Parameter that takes the time.")
     start: AwareDatetime = Field(description="From when, at the very beginning.")
     cursor_column: str = Field(min_length=1, description="An event's time, ISO 8601: how far we are.")
     overlap_ms: int = Field(300_000, ge=0, le=86_400_000, description="Asked for again each time.")
-    items: str = ""
-    paging: Literal["none", "link", "page"] = "none"
+    items: str = Field("", description="Path of the list in an answer; empty: the answer is the list.")
+    paging: Literal["none", "link", "page"] = Field("none", description="How the next page is named.")
     next_column: str = Field("", description="Path of the next address; empty: the Link header.")
-    page_param: str = "page"
-    page_first: int = Field(1, ge=0)
+    page_param: str = Field("page", description="Parameter of the page's number.")
+    page_first: int = Field(1, ge=0, description="Number of the first page.")
     pages_max: int = Field(10_000, ge=1, description="Pages of one round.")
     ascending: bool = Field(False, description="The oldest come first: a round that breaks off is not lost.")
     oauth2: OAuth2 | None = None
     token_file: Path | None = Field(None, description="A fixed bearer token instead.")
-    calls_per_hour: int = Field(1_000, ge=1)
+    calls_per_hour: int = Field(1_000, ge=1, description="Budget of calls.")
     attempts_max: int = Field(5, ge=1, le=20, description="Of one call, within a round.")
-    answer_bytes_max: int = Field(50_000_000, ge=1_000)
-    timeout_ms: int = Field(30_000, ge=100, le=600_000)
+    answer_bytes_max: int = Field(50_000_000, ge=1_000, description="Size of one answer.")
+    timeout_ms: int = Field(30_000, ge=100, le=600_000, description="Longest wait for an answer.")
 
     @field_validator("url")
     @classmethod
@@ -192,8 +204,8 @@ def _private_url(url: str) -> str:
 class Sample(_Section):
     """A golden sample: an artifact beside the mapping, and what must come out of it."""
 
-    artifact: str
-    expect: str
+    artifact: str = Field(description="A file as the source delivers it, beside this one.")
+    expect: str = Field(description="What must come out of it, as JSON lines.")
 
 
 class Retention(_Section):
@@ -206,7 +218,7 @@ class Retention(_Section):
 class SourceSettings(_Section):
     """One source: how its artifacts are found, read and translated."""
 
-    source: str = Field(min_length=1, max_length=64)
+    source: str = Field(min_length=1, max_length=64, description="Name in the ledger.")
     format: FormatSettings
     mapping: MappingSettings
     drop: DropFolder | None = None
@@ -221,9 +233,9 @@ class SourceSettings(_Section):
     parked_alarm_s: float = Field(900, ge=1, le=604_800, description="A stream parked for longer is told.")
     redact: RedactSettings = Field(default_factory=RedactSettings)
     retention: Retention = Field(default_factory=lambda: Retention.model_validate({}))
-    batch_deltas: int = Field(1_000, ge=1, le=5_000)
-    unacked_batches: int = Field(8, ge=1, le=64)
-    rows_max: int = Field(100_000_000, ge=1)
+    batch_deltas: int = Field(1_000, ge=1, le=5_000, description="Deltas of one batch.")
+    unacked_batches: int = Field(8, ge=1, le=64, description="Batches that are on their way at once.")
+    rows_max: int = Field(100_000_000, ge=1, description="An artifact with more rows is refused.")
     samples: tuple[Sample, ...] = ()
 
     @model_validator(mode="before")

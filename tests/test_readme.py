@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 from availability.config import settings_table
+from ingest import settings_table as source_settings
+from ingest.settings import SourceSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +21,35 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 def test_the_settings_table_is_current() -> None:
     """README's table is what `python -m availability.config` prints."""
     assert settings_table().strip() in README
+
+
+def test_the_table_of_source_settings_is_current() -> None:
+    """README's table is what `python -m ingest.settings_table` prints, and each setting says what it is."""
+    assert f"\n{source_settings.settings_table()}\n\n<!-- end of source settings -->" in README
+    assert [
+        name for name, field in source_settings.settings_of(SourceSettings) if not field.description
+    ] == []
+
+
+def test_the_first_feed_works_as_printed(server: object, tmp_path: Path) -> None:
+    """The file and the mapping of "Feeds" as printed: each command ends as it says, and one row is a letter."""
+    section = README[README.index("\n## Feeds\n") :]
+    (tmp_path / "feeds" / "drop").mkdir(parents=True)
+    for language, name in (("csv", "drop/stock.csv"), ("toml", "wms.toml")):
+        found = re.search(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        assert found is not None
+        (tmp_path / "feeds" / name).write_text(found[1], encoding="utf-8")
+    block = re.search(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    python = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m availability"
+    ended = subprocess.run(
+        ["sh", "-ec", block[1].replace(".venv/bin/availability", python)],
+        cwd=tmp_path, env={**os.environ, "AVAIL_TARGET": server.grpc},  # type: ignore[attr-defined]
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "stock.csv: DONE" in ended.stdout
+    assert ended.stdout.count("'PAL' is not") == 2, ended.stdout
 
 
 def test_the_first_two_blocks_are_the_two_commands() -> None:

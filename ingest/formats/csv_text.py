@@ -22,11 +22,11 @@ class CsvSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["csv"] = "csv"
-    encoding: str = "utf-8"
-    delimiter: str = Field(",", min_length=1, max_length=1)
-    quote: str = Field('"', max_length=1)
-    columns: tuple[str, ...] = ()
-    skip_lines: int = Field(0, ge=0, le=1_000)
+    encoding: str = Field("utf-8", description="Encoding, as Python names it.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="Sign between cells.")
+    quote: str = Field('"', max_length=1, description="Sign around cells; empty: none.")
+    columns: tuple[str, ...] = Field((), description="Names of the columns; none: the first line names them.")
+    skip_lines: int = Field(0, ge=0, le=1_000, description="Lines before anything counts.")
 
 
 class CsvDecoder:

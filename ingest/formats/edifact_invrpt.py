@@ -26,9 +26,15 @@ class InvrptSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["edifact_invrpt"] = "edifact_invrpt"
-    sku_qualifiers: tuple[str, ...] = Field(("SA", "IN", "SRV", "EN", "BP"), min_length=1)
-    node_qualifiers: tuple[str, ...] = Field(("WH", "GM", "SF"), min_length=1)
-    encoding: str = "latin-1"
+    sku_qualifiers: tuple[str, ...] = Field(
+        ("SA", "IN", "SRV", "EN", "BP"),
+        min_length=1,
+        description="Code lists that name a sku, the best first.",
+    )
+    node_qualifiers: tuple[str, ...] = Field(
+        ("WH", "GM", "SF"), min_length=1, description="Parties that are nodes."
+    )
+    encoding: str = Field("latin-1", description="Encoding, as Python names it.")
 
 
 class InvrptDecoder:

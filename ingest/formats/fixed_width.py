@@ -18,8 +18,8 @@ class FixedColumn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    start: int = Field(ge=1, le=LINE_BYTES_MAX)
-    width: int = Field(ge=1, le=LINE_BYTES_MAX)
+    start: int = Field(ge=1, le=LINE_BYTES_MAX, description="First character, from 1.")
+    width: int = Field(ge=1, le=LINE_BYTES_MAX, description="Characters.")
 
 
 class FixedWidthSettings(BaseModel):
@@ -28,10 +28,12 @@ class FixedWidthSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["fixed_width"] = "fixed_width"
-    encoding: str = "utf-8"
+    encoding: str = Field("utf-8", description="Encoding, as Python names it.")
     columns: dict[str, FixedColumn]
-    record_types: tuple[str, ...] = ()
-    skip_lines: int = Field(0, ge=0, le=1_000)
+    record_types: tuple[str, ...] = Field(
+        (), description="Lines that begin otherwise are left out; none: all count."
+    )
+    skip_lines: int = Field(0, ge=0, le=1_000, description="Lines before anything counts.")
 
     @model_validator(mode="after")
     def _columns_there(self) -> FixedWidthSettings:

@@ -25,9 +25,15 @@ class X12Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["x12_846"] = "x12_846"
-    sku_qualifiers: tuple[str, ...] = Field(("SK", "VN", "VP", "UP", "EN", "BP"), min_length=1)
-    node_qualifiers: tuple[str, ...] = Field(("WH", "SF", "ST", "LC"), min_length=1)
-    encoding: str = "latin-1"
+    sku_qualifiers: tuple[str, ...] = Field(
+        ("SK", "VN", "VP", "UP", "EN", "BP"),
+        min_length=1,
+        description="Qualifiers that name a sku, the best first.",
+    )
+    node_qualifiers: tuple[str, ...] = Field(
+        ("WH", "SF", "ST", "LC"), min_length=1, description="Parties that are nodes."
+    )
+    encoding: str = Field("latin-1", description="Encoding, as Python names it.")
 
 
 class X12Decoder:
