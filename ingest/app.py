@@ -230,7 +230,7 @@ class IngestDesk:
                     for path, outcome in folder.carry_ready():
                         known = " (delivered before)" if outcome.known else ""
                         reason = f": {outcome.reason}" if outcome.reason else ""
-                        left = f", {len(folder.ready())} wait" if away_since else ""
+                        left = f", {folder.waiting} wait" if folder.waiting else ""
                         told(f"{name}: {path.name}: {outcome.state}{known}{reason}{left}")
                         upkeep.carried(name)
                         if stopped():

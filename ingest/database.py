@@ -200,7 +200,12 @@ def open_database(url: str) -> Engine:
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _tuned)
-    metadata.create_all(engine)
+    try:
+        metadata.create_all(engine)
+    except (sa.exc.OperationalError, sa.exc.ProgrammingError):
+        metadata.create_all(
+            engine
+        )  # another process made them at the same moment; a real failure comes again
     return engine
 
 

@@ -40,6 +40,8 @@ class DropFolderSource:
         self._pipeline = pipeline
         self._now = now
         self._watch = watch
+        self.waiting = 0
+        """Files behind the one that `carry_ready` gave last."""
         for name in (ARCHIVE, REJECTED):
             (settings.folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -64,7 +66,9 @@ class DropFolderSource:
 
     def carry_ready(self) -> Iterator[tuple[Path, Outcome]]:
         """Carry each complete file and put it away. Raises ClientError, OSError: the file stays for the next time."""
-        for path in self.ready():
+        paths = self.ready()
+        for number, path in enumerate(paths, 1):
+            self.waiting = len(paths) - number
             try:
                 outcome = self._pipeline.carry(path, watch=self._watch)
             except SequenceGapError as gap:  # the missing numbers may be in a file that comes later
