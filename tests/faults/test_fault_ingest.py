@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -261,16 +262,14 @@ def test_ingest_killed_at_any_moment(
 
 
 def _settled(folder: Path) -> int:
-    path = folder / "ingest.db"
-    if not path.exists():
-        return 0
-    engine = open_database(str(path))
+    connection = sqlite3.connect(folder / "ingest.db", timeout=10)
     try:
-        with engine.connect() as connection:
-            found = connection.exec_driver_sql("select sum(position) from ingest_artifacts").scalar()
-            return int(found or 0)
+        found = connection.execute("select sum(position) from ingest_artifacts").fetchone()
+        return int(found[0] or 0)
+    except sqlite3.OperationalError:  # no table yet
+        return 0
     finally:
-        engine.dispose()
+        connection.close()
 
 
 def _left(*folders: Path) -> int:
