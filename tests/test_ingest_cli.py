@@ -164,3 +164,31 @@ def test_an_event_posted_is_in_the_ledger(folder: Path, server: Server, names: N
     finally:
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_a_file_is_looked_at_reversed_and_the_status_told(
+    folder: Path, server: Server, names: Names, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status, preview and reversal as an operator types them; what was booked back is told by its run."""
+    source, tea = names.id("wms"), names.sku("tea")
+    (folder / "drop" / "a.csv").write_text(HEADER + f"RECEIPT,{tea},east,3,\nRECEIPT,{tea},east,x,\n")
+    assert cli(capsys, "run", "--once")[0] == 0
+    code, out, _ = cli(capsys, "status", "--json")
+    (told,) = json.loads(out)
+    assert (code, told["source"], told["files_waiting"], told["letters_waiting"]) == (0, source, 0, 1)
+    run_id = next((folder / "drop" / "archive").iterdir()).name.split("_")[1]
+    assert cli(capsys, "reverse", run_id)[0] == 2, "without a reason"
+    code, out, _ = cli(capsys, "reverse", run_id, "--preview")
+    assert (code, "-3" in out, "booked back" in out) == (0, True, False)
+    code, out, _ = cli(capsys, "reverse", run_id, "--reason", "wrong day")
+    assert (code, "1 booked back, 0 had been" in out) == (0, True)
+    assert "REVERSED: wrong day" in cli(capsys, "runs")[1].replace("\n", " ")
+    with Client(server.grpc) as client:
+        assert sum(node.on_hand for node in client.explain(f"{source} all", tea).terms.nodes) == 0
+    code, _, err = cli(
+        capsys, "cutover", "--from", "other", "--to", source, "--nodes", "east", "--at-sequence", "5",
+        "--reason", "swap",
+    )  # fmt: skip
+    assert (code, "no point of" in err) == (3, True)
+    assert cli(capsys, "shadow", "report", source)[0] == 3
+    assert cli(capsys, "gap", "skip", source, "s", "4", "--reason", "lost")[0] != 0
