@@ -24,6 +24,9 @@ class Mark:
     waits_for: int
 
 
+_NOTHING = (0.0, 0)
+
+
 class Marks:
     """The marks of one source."""
 
@@ -35,11 +38,13 @@ class Marks:
         """Note within the caller's transaction that these are settled: what they waited for has come."""
         latest: dict[str, tuple[float, int]] = {}
         for delta in deltas:
-            watermark, sequence = latest.get(delta.stream, (0.0, 0))
-            seconds = delta.occurred_time.seconds
-            if seconds >= watermark:
-                watermark = seconds + delta.occurred_time.nanos / 1e9
-            latest[delta.stream] = watermark, max(sequence, delta.source_sequence)
+            stream, moment, number = delta.stream, delta.occurred_time, delta.source_sequence
+            seconds = moment.seconds
+            watermark, sequence = latest.get(stream, _NOTHING)
+            if seconds >= watermark or number > sequence or stream not in latest:
+                if seconds >= watermark:
+                    watermark = max(watermark, seconds + moment.nanos / 1e9)
+                latest[stream] = watermark, max(number, sequence)
         for stream, (watermark, sequence) in latest.items():
             insert = upsert(connection, stream_marks).values(
                 source=self._source,

@@ -282,24 +282,27 @@ class Pipeline:
         sender: Sender = self._open_sender(acked) if self._authority.sends else _Unsent(acked)
         try:
             with path.open("rb") as artifact:
-                batch = _Batch()
+                batch, rows, rows_limit, position = _Batch(), 0, settings.rows_max, run.position
                 for row, delta, refused in self.translated(artifact, checksum):
-                    progress.rows += 1
-                    if progress.rows > settings.rows_max:
-                        raise ArtifactRefused(f"more than {settings.rows_max} rows")
-                    if row.position <= run.position:
+                    rows += 1
+                    if rows > rows_limit:
+                        raise ArtifactRefused(f"more than {rows_limit} rows")
+                    if row.position <= position:
                         continue  # settled before the restart
                     batch.last = row.position
                     batch.raw_bytes += len(row.raw)
                     if delta is not None and plain and not delta.order_ref:
                         batch.deltas.append(delta)
                         batch.rows.append(row)  # type: ignore[arg-type]  # what has a delta is a Row
+                        full = len(batch.deltas) >= rows_max
                     else:
                         self._take(run, batch, row, delta, refused)
-                    if len(batch) >= rows_max or batch.raw_bytes >= BATCH_BYTES_MAX:
-                        progress.bytes_read = artifact.tell()
+                        full = len(batch) >= rows_max
+                    if full or batch.raw_bytes >= BATCH_BYTES_MAX:
+                        progress.rows, progress.bytes_read = rows, artifact.tell()
                         self._hand_on(batch, waiting, sender)
                         batch, plain = _Batch(), self._authority.simple
+                progress.rows = rows
                 if batch.last:
                     progress.bytes_read = progress.bytes_total
                     self._hand_on(batch, waiting, sender)
@@ -392,7 +395,7 @@ class Pipeline:
                 category = _CATEGORIES.get(detail.reason, Category.VALIDATION)
                 refused = RowRefused(category, detail.reason, detail.message)
                 letters.append(self._letter(run, row, refused, batch.deltas[detail.index]))
-        results = list(answer.results)[:accepted]
+        results = list(answer.results[:accepted])
         for index in batch.numbers_only:
             if index < accepted:
                 results[index] = pb.DELTA_RESULT_UNSPECIFIED
