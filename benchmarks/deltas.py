@@ -38,12 +38,19 @@ BATCHES = (250, 1_000, 5_000)
 ACK_TIMEOUT_S = 120.0
 
 
-def stream(address: str, token: str, total: int, batch: int, run: str) -> float:
-    """In the client: send deltas as one stream, and return how many a second were acknowledged."""
+def stream(address: str, token: str, total: int, batch: int, run: str, named: bool = False) -> float:
+    """In the client: send deltas as one stream, and return how many a second were acknowledged.
+
+    ``named``: by event ids instead of numbers.
+    """
     deltas = [
         receipt(sku(i * 7_919 % SKUS), NODES[i % len(NODES)], 1, stream=run, sequence=i + 1)
         for i in range(total)
     ]
+    if named:
+        for delta in deltas:
+            delta.event_id = f"{run}:{delta.source_sequence}"
+            delta.source_sequence, delta.stream = 0, ""
     requests = [
         stk.StreamDeltasRequest(source=SOURCE, deltas=deltas[first : first + batch], batch_number=first)
         for first in range(0, total, batch)
@@ -75,8 +82,9 @@ def stream(address: str, token: str, total: int, batch: int, run: str) -> float:
 class Stream:
     """One batch size; remembers the processor time of client, server and Redis per delta."""
 
-    def __init__(self, load: Load, server: Server, total: int, batch: int) -> None:
+    def __init__(self, load: Load, server: Server, total: int, batch: int, named: bool = False) -> None:
         self._load, self._server, self._total, self._batch = load, server, total, batch
+        self._named = named
         self._costs: list[tuple[float, float, float]] = []
         self.others: list[float] = []
 
@@ -86,7 +94,7 @@ class Stream:
         redis = main_thread_s(self._server.redis_pid)
         run = secrets.token_hex(4)
         rate: float = self._load.run(
-            stream, self._server.grpc, self._server.token, self._total, self._batch, run
+            stream, self._server.grpc, self._server.token, self._total, self._batch, run, self._named
         )
         (client_s, server_s), others = meter.used()
         redis_s = main_thread_s(self._server.redis_pid) - redis
