@@ -201,3 +201,14 @@ def test_a_stop_with_a_past_end_is_refused(client: Service, names: Names) -> Non
     fields["until"] = until(60)
     assert refused(client, "SetSaleState", **fields, state=co.SALE_STATE_SELLABLE) == "INVALID_REQUEST"
     assert stopped(client, names) == []
+
+
+@pytest.mark.parametrize("percent", [101, -1, 2**31 - 1])
+def test_a_percent_is_0_to_100(client: Service, names: Names, percent: int) -> None:
+    """In a channel's policy and in an override; and nothing is set."""
+    buffer = co.Buffer(percent=percent)
+    policy = pol.ChannelPolicy(channel=names.channel(), all_nodes=True, buffer=buffer)
+    assert refused(client, "SetChannelPolicy", policy=policy) == "INVALID_REQUEST"
+    override = pol.SkuOverride(buffer=buffer)
+    fields = {"channel": names.channel(), "sku": names.sku(), "override": override}
+    assert refused(client, "SetSkuOverride", **fields) == "INVALID_REQUEST"
