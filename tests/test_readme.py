@@ -59,7 +59,7 @@ def test_the_first_two_blocks_are_the_two_commands() -> None:
         assert block.startswith("python3 -m venv .venv && ")
         assert len(block.splitlines()) == 1
     assert demo.strip().endswith(".venv/bin/availability demo")
-    assert tests.strip().endswith("-m pytest -q")
+    assert tests.strip().endswith("-m pytest -q -n 2")
 
 
 def test_the_first_use_works_as_printed(server: object) -> None:

@@ -55,6 +55,8 @@ _PLAIN = frozenset(
     }
 )
 """Types with no rule but those that `pack` looks at first: most of every feed."""
+_LINKS = {-1: 0, 0: 1, 1: 1}
+"""Quantity of a LINK_ORDER, as sent → as the ledger knows it: 1 joins, 0 takes it back."""
 _RELIEF = frozenset({pb.DELTA_TYPE_SHIPMENT, pb.DELTA_TYPE_TRANSFER_OUT}) | _ORDER
 """Types that must work while Redis is out of memory: facts about orders, and what leaves."""
 
@@ -122,7 +124,7 @@ def pack(delta: pb.Delta, source: str, refused: str = "") -> tuple[msgspec.Raw, 
         sku,
         node,
         to_node,
-        quantity if kind != pb.DELTA_TYPE_LINK_ORDER else int(quantity >= 0),
+        quantity if kind != pb.DELTA_TYPE_LINK_ORDER else _LINKS.get(quantity, quantity),
         state,
         order_source or source,
         order_ref,

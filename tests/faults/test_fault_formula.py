@@ -192,18 +192,26 @@ def _key(override: OverrideState) -> tuple[str, str]:
     return override.channel, override.sku
 
 
+HARD_CASES = {
+    *("fence OK", "fence FENCE_OVER_POOL", "kit OK", "feed OK"),
+    *("basket of True RESERVED", "basket of True INSUFFICIENT_STOCK"),
+    *("fenced", "kit sold", "FEED_STALE", "OFFLINE", "EXCLUDED"),
+}
+
+
 def test_arrays_functions_and_the_plain_loop_agree(
     make_lab: Callable[..., Lab], seed: int, full: bool
 ) -> None:
     """For any policies and any stock, the answer, each node's share and each basket are the same in all three."""
     statuses: set[str] = set()
-    for number in range(seed, seed + (200 if full else SEEDS)):
+    worlds = 200 if full else SEEDS
+    for number in range(seed, seed + 4 * worlds):
+        if number >= seed + worlds and statuses >= HARD_CASES:  # more only for what was not drawn yet
+            break
         world = World(make_lab(), number)
         for step in range(STEPS):
             world.change()
             if step % 12 == 11:
                 world.check()
         statuses |= world.statuses
-    assert {"fence OK", "fence FENCE_OVER_POOL", "kit OK", "feed OK"} <= statuses
-    assert {"basket of True RESERVED", "basket of True INSUFFICIENT_STOCK"} <= statuses
-    assert {"fenced", "kit sold", "FEED_STALE", "OFFLINE", "EXCLUDED"} <= statuses
+    assert statuses >= HARD_CASES
