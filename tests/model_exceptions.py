@@ -76,12 +76,11 @@ class Exceptions:
         if logged:
             self.at = at
         if any(one.state == RESOLVED and before.get(one.id) != one for one in self.kept.values()):
-            over = sorted(
-                (one for one in self.kept.values() if one.state == RESOLVED), key=lambda o: (o.over_ms, o.id)
-            )
-            for one in over[: max(0, len(over) - self.open_max)]:
-                if one.id not in touched:
-                    del self.kept[one.id]
+            over = [one for one in self.kept.values() if one.state == RESOLVED]
+            before_now = [one for one in over if one.id not in touched]  # of one moment: what is new stays
+            before_now.sort(key=lambda one: (one.over_ms, one.id))
+            for one in before_now[: max(0, len(over) - self.open_max)]:
+                del self.kept[one.id]
         return logged
 
     def _again(self, one: Kept, seen: Seen, at: int) -> set[str]:
