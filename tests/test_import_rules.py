@@ -28,6 +28,7 @@ GUEST_PARTS = (
     "availability.replica",
     "availability.history",
     "availability.domain",
+    "availability.telemetry",
 )
 
 # module prefix → prefixes of ours that it may import besides itself. The longest matching prefix is the rule.
@@ -39,7 +40,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "availability.config": ("availability.domain",),
     "availability.ledger": ("availability.domain",),
     "availability.replica": ("availability.domain", *LEDGER_READS),
-    "availability.history": ("availability.domain", "availability.replica", *LEDGER_READS),
+    "availability.history": (
+        "availability.domain",
+        "availability.replica",
+        "availability.telemetry",
+        *LEDGER_READS,
+    ),
     "availability.service": (
         "availability.v1",
         "availability.domain",

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,27 @@ class Pending:
         return self.reply
 
 
+OnGroup = Callable[[Mapping[tuple[str, str], int], float], None]
+"""Is told each group: calls by (function's full name, result), and the seconds that it took."""
+_RESULTS: dict[type[LedgerError], str] = {
+    DeadlinePassed: "late",
+    DurabilityUnconfirmed: "unconfirmed",
+    LedgerUnreachable: "unreachable",
+    LedgerRefused: "refused",
+    NoLedger: "no_ledger",
+}
+
+
+def _results(group: list[Pending]) -> dict[tuple[str, str], int]:
+    """Count a group's calls by function and how they ended: ok, or a word for the failure."""
+    counts: dict[tuple[str, str], int] = {}
+    for pending in group:
+        error = pending.error
+        key = pending.function, "ok" if error is None else _RESULTS.get(type(error), "failed")
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
 def _tell(told: Callable[[], object]) -> None:
     """Tell, on a thread that serves everybody: what the teller fails at is logged, and ends nothing."""
     try:
@@ -148,7 +169,7 @@ class CommitQueue:
         settings: QueueSettings,
         library: Library,
         *,
-        on_group: Callable[[int, float], None] | None = None,
+        on_group: OnGroup | None = None,
     ) -> None:
         self._connection_settings = connection
         self._settings = settings
@@ -244,7 +265,7 @@ class CommitQueue:
             started = time.monotonic()
             self._carry_out(group)
             if self._on_group is not None:
-                self._on_group(len(group), time.monotonic() - started)
+                self._on_group(_results(group), time.monotonic() - started)
             if closing:
                 return
 

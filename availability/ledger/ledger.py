@@ -7,7 +7,6 @@ raises LedgerError. Where to look next: commit_queue.py for sending, functions/ 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TypeVar
@@ -17,7 +16,7 @@ from redis.exceptions import RedisError
 
 from availability.domain.version import Version
 from availability.ledger import calls, keys
-from availability.ledger.commit_queue import CommitQueue, NoLedger, Pending, QueueSettings
+from availability.ledger.commit_queue import CommitQueue, NoLedger, OnGroup, Pending, QueueSettings
 from availability.ledger.connection import (
     ConnectionSettings,
     is_missing_function,
@@ -70,7 +69,7 @@ class Ledger:
         settings: LedgerSettings,
         *,
         library: Library | None = None,
-        on_group: Callable[[int, float], None] | None = None,
+        on_group: OnGroup | None = None,
     ) -> None:
         self.settings = settings
         self.library = library or packaged()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -31,6 +31,7 @@ from availability.ledger.record import AtRisk, ExceptionState
 from availability.replica.anomalies import Anomalies, Wrong
 from availability.replica.replica import Replica
 from availability.service.exception_book import ExceptionBook, counted
+from availability.telemetry import ExceptionFigures
 
 _LOG = structlog.get_logger(__name__)
 
@@ -54,8 +55,8 @@ OF_THE_LEDGER = frozenset(
     {ExceptionCategory.ORDER_UNCONFIRMED, ExceptionCategory.FEED_STALE, ExceptionCategory.PARKED_STREAM}
 )
 
-Publish = Callable[[Mapping[tuple[int, int], int], Mapping[int, int]], None]
-"""Is told the open exceptions by (category, severity), and those not kept by category."""
+Publish = Callable[[Mapping[tuple[int, int], int], Mapping[int, int], ExceptionFigures], None]
+"""Is told the open exceptions by (category, severity), those not kept by category, and how old and large they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,8 @@ class Inspector:
         self._of_skus: dict[str, dict[str, Candidate]] = {}
         self._of_nodes: dict[str, Candidate] = {}
         self._of_ledger: dict[str, Candidate] = {}
+        self._oversold_units = 0
+        self._unconfirmed_age_s = self._parked_age_s = 0.0
         self._looked_at: Version = ZERO
         self._ledger_looked_at: Version | None = None
         self._ask_at = 0.0
@@ -165,7 +168,20 @@ class Inspector:
             left_out = Counter(
                 one.seen.category for _, one in self._candidates() if one.seen.exception_id not in known
             )
-            self._publish(counted(known.values()), left_out)
+            self._publish(counted(known.values()), left_out, self._figures(known.values()))
+
+    def _figures(self, known: Iterable[ExceptionState]) -> ExceptionFigures:
+        clock_ms = self._book.clock_ms
+        oldest: dict[int, float] = {}
+        for one in known:
+            age_s = max(0, clock_ms - one.first_seen_ms) / 1000
+            oldest[one.category] = max(oldest.get(one.category, 0.0), age_s)
+        return ExceptionFigures(
+            oversold_units=self._oversold_units,
+            unconfirmed_order_age_s=self._unconfirmed_age_s,
+            parked_stream_age_s=self._parked_age_s,
+            oldest_age_s=oldest,
+        )
 
     def _look_at_positions(self) -> None:
         if self._told is None:
@@ -187,11 +203,19 @@ class Inspector:
                     self._of_skus.pop(sku, None)
         if scan.moved is None or scan.moved:
             self._of_nodes = _of_nodes(found)
+        if scan.moved is None or scan.moved or scan.uncovered:
+            self._oversold_units = sum(self._units_over(wrong) for wrong in found.values())
+
+    def _units_over(self, wrong: Wrong) -> int:
+        """Units of a sku promised beyond what its nodes can give, or, where a fact said so, beyond what one can."""
+        return wrong.deficit or (
+            sum(units for _, units in wrong.short) if wrong.sku in (self._told or ()) else 0
+        )
 
     def _of_sku(self, wrong: Wrong) -> dict[str, Candidate]:
         made = []
         sku = wrong.sku
-        units = wrong.deficit or (sum(units for _, units in wrong.short) if sku in (self._told or ()) else 0)
+        units = self._units_over(wrong)
         if units:
             message = f"{units} units of {sku} are promised beyond what its nodes can give"
             nodes = tuple(node for node, _ in wrong.short)
@@ -220,6 +244,9 @@ class Inspector:
         self._ask_at = now + LEDGER_INTERVAL_S
         self._ledger_looked_at = troubles.head.version
         self._of_ledger = {one.seen.exception_id: one for one in _of_troubles(troubles)}
+        clock_ms = troubles.clock_ms
+        self._unconfirmed_age_s = _oldest_s(clock_ms, (committed for _, committed in troubles.orders))
+        self._parked_age_s = _oldest_s(clock_ms, (since for *_, since in troubles.parked))
 
     def _candidates(self) -> Iterator[tuple[str, Candidate]]:
         for made in self._of_skus.values():
@@ -320,6 +347,11 @@ class Inspector:
             if len(risks) < AT_RISK_MAX:
                 risks += _behind(self._ledger.behind(sku), sku, nodes)
         return risks[:AT_RISK_MAX]
+
+
+def _oldest_s(clock_ms: int, times_ms: Iterable[int]) -> float:
+    """Age of the earliest of some times in seconds; 0 where there is none."""
+    return max(0, clock_ms - min(times_ms, default=clock_ms)) / 1000
 
 
 def _of_nodes(found: Mapping[str, Wrong]) -> dict[str, Candidate]:

@@ -83,7 +83,7 @@ class ReservationHandlers:
             outcome = _OUTCOMES.get(reply.status)
             if outcome is None:
                 raise refuse(reply.status, channel=channel, node=node)
-            self._outcomes.reservation(reply.status.lower())
+            self._count(reply)
             response = pb.CreateReservationResponse()
             view = reply.reservation
             if view is not None:
@@ -204,8 +204,15 @@ class ReservationHandlers:
         reply = decode_hold(raw)
         if reply.status != status:
             raise refuse(reply.status, reservation_id=reservation_id)
-        self._outcomes.reservation(status.lower())
+        self._count(reply)
         return reply
+
+    def _count(self, reply: calls.HoldReply) -> None:
+        """Count what became of a hold, once however often it is asked for."""
+        if reply.replayed:
+            self._outcomes.replayed()
+        else:
+            self._outcomes.reservation(reply.status.lower())
 
 
 def _order(source: str, ref: str) -> tuple[str, str]:

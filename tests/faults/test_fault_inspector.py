@@ -55,7 +55,7 @@ class Desk:
             self.book,
             self.settings,
             lambda: self.now_s,
-            publish=lambda counts, left: self.told.append((counts, left)),
+            publish=lambda counts, left, figures: self.told.append((counts, left, figures)),
         )
         self.inspector._reporter = ExceptionReporter(
             self.lab.ledger, "availability", time.monotonic, change_ms=0, seen_ms=self.settings.seen_ms,
@@ -292,6 +292,34 @@ def test_there_is_a_limit(lab: Lab) -> None:
     found = desk.look()
     assert of(found, ExceptionCategory.OVERSOLD).state == OPEN
     assert len(desk.book.open()) == 3
-    counts, left_out = desk.told[-1]
+    counts, left_out, _ = desk.told[-1]
     assert sum(counts.values()) == 3
     assert left_out[ExceptionCategory.NEGATIVE_ON_HAND] == 4
+
+
+def test_figures_are_told(lab: Lab) -> None:
+    """Units oversold, and how old the oldest unconfirmed order, parked stream and exception are; nothing wrong: 0."""
+    desk = Desk(lab)
+    lab.receive("a", "n1", 5)
+    desk.look()
+    quiet = desk.told[-1][2]
+    assert (quiet.oversold_units, quiet.unconfirmed_order_age_s, quiet.parked_stream_age_s) == (0, 0, 0)
+    assert quiet.oldest_age_s == {}
+    oversell(lab)
+    lab.tell(delta("ADJUSTMENT", "a", "n1", -5))
+    send_number(lab, 1, 4)
+    lab.age(61 * MINUTE_MS)
+    desk.look()
+    lab.age(MINUTE_MS)
+    lab.sweep()
+    desk.look()
+    told = desk.told[-1][2]
+    assert told.oversold_units == 3  # 10 came, 5 went, 3 are damaged: 2 for the 5 that are promised
+    assert 3_660 <= told.unconfirmed_order_age_s <= 3_800
+    assert 3_660 <= told.parked_stream_age_s <= 3_800
+    assert told.oldest_age_s[ExceptionCategory.OVERSOLD] >= 50
+    lab.receive("a", "n2", 3)
+    send_number(lab, 2, 3, 4)
+    desk.look()
+    told = desk.told[-1][2]
+    assert (told.oversold_units, told.parked_stream_age_s) == (0, 0)

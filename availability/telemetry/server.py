@@ -1,23 +1,19 @@
-"""What a process tells of itself: metrics for Prometheus, logs as JSON lines on stderr.
+"""Metrics of a server process: calls, ledger, memory, outcomes, exceptions and feeds.
 
-Metrics are objects that a root makes and hands to the parts: nothing is registered or started at import, and
-no part imports a metric of another. Children are looked up once (`labels` costs more than counting). Logs
-carry reasons and ids, never payloads or secrets. Which metrics exist is told by `Telemetry.__init__`.
+A call is counted with as little as can be (`CallMetrics`); what is known elsewhere is asked at each scrape. Which
+metrics exist is told by `Telemetry.__init__`.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TextIO
+from dataclasses import dataclass
 
 import numpy as np
-import orjson
-import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -27,7 +23,8 @@ CALLS_FOLDED_AT = 4_096
 """Calls of one method and code that are kept singly before they are folded into counts."""
 LEDGER_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 GROUP_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-WAIT_BUCKETS_S = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_LIBRARY = re.compile(r"\Aavailability_[0-9a-f]+_")
+"""What a function's name begins with; it changes with each release of the library."""
 
 
 class Telemetry:
@@ -40,6 +37,7 @@ class Telemetry:
         self.outcomes = OutcomeMetrics(self.registry)
         self.exceptions = ExceptionMetrics(self.registry)
         self._gauges = _Gauges(self.registry)
+        ProcessCollector(registry=self.registry)
 
     def watch_replica_age(self, age_seconds: Callable[[], float]) -> None:
         """Report how long ago the replica was last proven to be caught up, asked at each scrape."""
@@ -191,16 +189,18 @@ class LedgerMetrics:
         )
         self._children: dict[tuple[str, str], Callable[[float], None]] = {}
 
-    def called(self, function: str, result: str, count: int = 1) -> None:
-        """Count calls of a function; `result` is a word (ok, refused, handshake), never a message."""
-        inc = self._children.get((function, result))
-        if inc is None:
-            inc = self._children[function, result] = self._calls.labels(function, result).inc
-        inc(count)
+    def travelled(self, calls: Mapping[tuple[str, str], int], seconds: float) -> None:
+        """Record one round trip: calls by (function, result), and how long it took.
 
-    def travelled(self, group_size: int, seconds: float) -> None:
-        """Record one round trip."""
-        self._group.observe(group_size)
+        `function` may be a full name, `availability_DIGEST_reserve`; `result` is a word (ok, late, unreachable).
+        """
+        for key, count in calls.items():
+            inc = self._children.get(key)
+            if inc is None:
+                function = _LIBRARY.sub("", key[0])
+                inc = self._children[key] = self._calls.labels(function, key[1]).inc
+            inc(count)
+        self._group.observe(sum(calls.values()))
         self._round_trip.observe(seconds)
 
 
@@ -214,30 +214,41 @@ class OutcomeMetrics:
         self._deltas = Counter(
             "availability_deltas_total", "Deltas by result.", ["result"], registry=registry
         )
-        self._oversold = Counter(
-            "availability_oversold_units_total",
-            "Units that a fact promised beyond what the position could give.",
+        self._replays = Counter(
+            "availability_replays_total",
+            "Writes whose request id was known: they got the first outcome again.",
             registry=registry,
         )
         self._children: dict[tuple[int, str], Callable[[float], None]] = {}
 
     def reservation(self, outcome: str, count: int = 1) -> None:
-        """Count ends or beginnings of reservations: reserved, insufficient_stock, committed, expired …"""
+        """Count ends or beginnings of reservations, each once: reserved, insufficient_stock, committed, expired …"""
         self._inc(self._reservations, outcome, count)
+
+    def replayed(self) -> None:
+        """Count a write that had its outcome already."""
+        self._replays.inc()
 
     def deltas(self, result: str, count: int = 1) -> None:
         """Count deltas of one result: applied, duplicate, stale, rejected, parked."""
         self._inc(self._deltas, result, count)
-
-    def oversold(self, units: int) -> None:
-        """Count units that an order fact takes below nothing."""
-        self._oversold.inc(units)
 
     def _inc(self, counter: Counter, label: str, count: int) -> None:
         inc = self._children.get((id(counter), label))
         if inc is None:
             inc = self._children[id(counter), label] = counter.labels(label).inc
         inc(count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExceptionFigures:
+    """What the inspector saw at its last look. Ages in seconds by the ledger's clock, 0 where there is none."""
+
+    oversold_units: int
+    unconfirmed_order_age_s: float
+    parked_stream_age_s: float
+    oldest_age_s: Mapping[int, float]
+    """By category: how long its oldest exception is open."""
 
 
 class ExceptionMetrics:
@@ -256,17 +267,47 @@ class ExceptionMetrics:
             ["category"],
             registry=registry,
         )
+        self._oldest = Gauge(
+            "availability_exceptions_oldest_age_seconds",
+            "How long the oldest open exception of a category is open; 0: none is.",
+            ["category"],
+            registry=registry,
+        )
+        self._oversold = Gauge(
+            "availability_oversold_units",
+            "Units promised beyond what all nodes can give. Grants never raise it; facts (damage, counts) can.",
+            registry=registry,
+        )
+        self._unconfirmed = Gauge(
+            "availability_unconfirmed_order_age_seconds",
+            "Time since the commit of the oldest order that is reported as unconfirmed; 0: none is.",
+            registry=registry,
+        )
+        self._parked = Gauge(
+            "availability_parked_stream_age_seconds",
+            "Time that the longest parked stream waits for its missing number; 0: none waits.",
+            registry=registry,
+        )
         self._names: tuple[Mapping[int, str], Mapping[int, str]] = ({}, {})
 
     def name(self, categories: Mapping[int, str], severities: Mapping[int, str]) -> None:
         """Say what the numbers mean, once."""
         self._names = (categories, severities)
 
-    def publish(self, open_ones: Mapping[tuple[int, int], int], left_out: Mapping[int, int]) -> None:
-        """Set all counts: by (category, severity), and by category."""
+    def publish(
+        self,
+        open_ones: Mapping[tuple[int, int], int],
+        left_out: Mapping[int, int],
+        figures: ExceptionFigures,
+    ) -> None:
+        """Set all counts, by (category, severity) and by category, and the figures."""
         categories, severities = self._names
+        self._oversold.set(figures.oversold_units)
+        self._unconfirmed.set(figures.unconfirmed_order_age_s)
+        self._parked.set(figures.parked_stream_age_s)
         for category, name in categories.items():
             self._left_out.labels(name).set(left_out.get(category, 0))
+            self._oldest.labels(name).set(figures.oldest_age_s.get(category, 0.0))
             for severity, word in severities.items():
                 self._open.labels(name, word).set(open_ones.get((category, severity), 0))
 
@@ -310,73 +351,3 @@ class _Gauges:
         self.commit_queue = Gauge(
             "availability_commit_queue_length", "Writes that wait for the ledger.", registry=registry
         )
-
-
-# --- The listener for scrapes -----------------------------------------------------------------------------
-
-
-def start_metrics_listener(listen: str, registry: CollectorRegistry) -> Callable[[], None] | None:
-    """Serve /metrics on `host:port` from a thread and return what stops it; None where `listen` is "".
-
-    One process, one listener: worker processes on a shared port need a metrics port each.
-    """
-    if not listen:
-        return None
-    host, _, port = listen.rpartition(":")
-    server, thread = start_http_server(int(port), addr=host.strip("[]") or "127.0.0.1", registry=registry)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop
-
-
-# --- Logs -------------------------------------------------------------------------------------------------
-
-
-def setup_logging(level: str = "INFO", format: str = "json", stream: TextIO | None = None) -> None:
-    """Send structlog's and the standard library's records to stderr: `json` lines, or `text` for a person.
-
-    Call it once, from a composition root.
-    """
-    number = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    if format == "json":
-        render: list[structlog.typing.Processor] = [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(serializer=_json),
-        ]
-    else:
-        render = [structlog.dev.ConsoleRenderer(colors=False)]
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(number)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,  # a logger made before this call must follow it too
-    )
-
-
-def _json(event: object, **_: object) -> str:
-    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
