@@ -1,0 +1,1 @@
+"""WooCommerce behind the storefront's port: auth, client, answers; stock and orders. Its types stay in here."""
