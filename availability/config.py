@@ -354,6 +354,15 @@ class MetricsSettings(_Section):
     )
 
 
+class HistorySettings(_Section):
+    """The journal's database; the publisher and reconciliation keep theirs there too."""
+
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="postgresql://user@host/name, or a SQLite file; empty: history.sqlite in data_dir.",
+    )
+
+
 class LoggingSettings(_Section):
     """Logs on stderr."""
 
@@ -397,6 +406,7 @@ class Settings(BaseSettings):
     watch: WatchSettings = Field(default_factory=WatchSettings)
     drain: DrainSettings = Field(default_factory=DrainSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    history: HistorySettings = Field(default_factory=HistorySettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
 
     @classmethod

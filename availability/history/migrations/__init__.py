@@ -1,0 +1,1 @@
+"""Alembic's environment of the history database; `availability.history.database` runs it when it opens one."""
