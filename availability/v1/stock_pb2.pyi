@@ -265,6 +265,174 @@ STREAM_STATE_RESET: StreamState.ValueType  # 3
 """Was reset; the next number opens it."""
 Global___StreamState: _TypeAlias = StreamState  # noqa: Y015
 
+class _SnapshotContent:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SnapshotContentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SnapshotContent.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SNAPSHOT_CONTENT_UNSPECIFIED: _SnapshotContent.ValueType  # 0
+    """Not set: POSITIONS."""
+    SNAPSHOT_CONTENT_POSITIONS: _SnapshotContent.ValueType  # 1
+    """Stock by sku and node."""
+    SNAPSHOT_CONTENT_OPEN_ORDERS: _SnapshotContent.ValueType  # 2
+    """Open order lines."""
+
+class SnapshotContent(_SnapshotContent, metaclass=_SnapshotContentEnumTypeWrapper):
+    """SnapshotContent says what the rows of a snapshot are."""
+
+SNAPSHOT_CONTENT_UNSPECIFIED: SnapshotContent.ValueType  # 0
+"""Not set: POSITIONS."""
+SNAPSHOT_CONTENT_POSITIONS: SnapshotContent.ValueType  # 1
+"""Stock by sku and node."""
+SNAPSHOT_CONTENT_OPEN_ORDERS: SnapshotContent.ValueType  # 2
+"""Open order lines."""
+Global___SnapshotContent: _TypeAlias = SnapshotContent  # noqa: Y015
+
+class _AbsentRows:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AbsentRowsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AbsentRows.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ABSENT_ROWS_UNSPECIFIED: _AbsentRows.ValueType  # 0
+    """Not set: IGNORE."""
+    ABSENT_ROWS_IGNORE: _AbsentRows.ValueType  # 1
+    """Nothing is known of it."""
+    ABSENT_ROWS_ZERO: _AbsentRows.ValueType  # 2
+    """There is nothing of it."""
+
+class AbsentRows(_AbsentRows, metaclass=_AbsentRowsEnumTypeWrapper):
+    """AbsentRows says what it means that a snapshot has no row of something."""
+
+ABSENT_ROWS_UNSPECIFIED: AbsentRows.ValueType  # 0
+"""Not set: IGNORE."""
+ABSENT_ROWS_IGNORE: AbsentRows.ValueType  # 1
+"""Nothing is known of it."""
+ABSENT_ROWS_ZERO: AbsentRows.ValueType  # 2
+"""There is nothing of it."""
+Global___AbsentRows: _TypeAlias = AbsentRows  # noqa: Y015
+
+class _SnapshotState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SnapshotStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SnapshotState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SNAPSHOT_STATE_UNSPECIFIED: _SnapshotState.ValueType  # 0
+    """Not set."""
+    SNAPSHOT_STATE_OPEN: _SnapshotState.ValueType  # 1
+    """Begun: the source reads its stock, rows are taken."""
+    SNAPSHOT_STATE_ENDED: _SnapshotState.ValueType  # 2
+    """Ended: to be compared."""
+    SNAPSHOT_STATE_CLOSED: _SnapshotState.ValueType  # 3
+    """Compared or given up; its rows are gone."""
+
+class SnapshotState(_SnapshotState, metaclass=_SnapshotStateEnumTypeWrapper):
+    """SnapshotState is how far a snapshot is."""
+
+SNAPSHOT_STATE_UNSPECIFIED: SnapshotState.ValueType  # 0
+"""Not set."""
+SNAPSHOT_STATE_OPEN: SnapshotState.ValueType  # 1
+"""Begun: the source reads its stock, rows are taken."""
+SNAPSHOT_STATE_ENDED: SnapshotState.ValueType  # 2
+"""Ended: to be compared."""
+SNAPSHOT_STATE_CLOSED: SnapshotState.ValueType  # 3
+"""Compared or given up; its rows are gone."""
+Global___SnapshotState: _TypeAlias = SnapshotState  # noqa: Y015
+
+class _PointKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PointKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PointKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POINT_KIND_UNSPECIFIED: _PointKind.ValueType  # 0
+    """Not at all: a report only, nothing may be corrected."""
+    POINT_KIND_SEQUENCES: _PointKind.ValueType  # 1
+    """A number per stream: exact."""
+    POINT_KIND_MARKS: _PointKind.ValueType  # 2
+    """Between two marks: exact but for what changed between them."""
+
+class PointKind(_PointKind, metaclass=_PointKindEnumTypeWrapper):
+    """PointKind says how exactly the moment of a snapshot is known."""
+
+POINT_KIND_UNSPECIFIED: PointKind.ValueType  # 0
+"""Not at all: a report only, nothing may be corrected."""
+POINT_KIND_SEQUENCES: PointKind.ValueType  # 1
+"""A number per stream: exact."""
+POINT_KIND_MARKS: PointKind.ValueType  # 2
+"""Between two marks: exact but for what changed between them."""
+Global___PointKind: _TypeAlias = PointKind  # noqa: Y015
+
+class _Settling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SettlingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Settling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SETTLING_UNSPECIFIED: _Settling.ValueType  # 0
+    """Not set; as of no point."""
+    SETTLING_SETTLED: _Settling.ValueType  # 1
+    """Known, to the unit."""
+    SETTLING_UNSETTLED: _Settling.ValueType  # 2
+    """It changed around the point: to be reported, not to be corrected."""
+
+class Settling(_Settling, metaclass=_SettlingEnumTypeWrapper):
+    """Settling says whether what the ledger had at the point is known."""
+
+SETTLING_UNSPECIFIED: Settling.ValueType  # 0
+"""Not set; as of no point."""
+SETTLING_SETTLED: Settling.ValueType  # 1
+"""Known, to the unit."""
+SETTLING_UNSETTLED: Settling.ValueType  # 2
+"""It changed around the point: to be reported, not to be corrected."""
+Global___Settling: _TypeAlias = Settling  # noqa: Y015
+
+class _AuditKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AUDIT_KIND_UNSPECIFIED: _AuditKind.ValueType  # 0
+    """Not set."""
+    AUDIT_KIND_RESERVED_MISMATCH: _AuditKind.ValueType  # 1
+    """Reserved is not the sum of the active holds."""
+    AUDIT_KIND_COMMITTED_MISMATCH: _AuditKind.ValueType  # 2
+    """Committed is not the sum of the order lines."""
+    AUDIT_KIND_HOLD_OVERDUE: _AuditKind.ValueType  # 3
+    """A hold is past its deadline, and nobody ended it."""
+    AUDIT_KIND_ORDER_UNCONFIRMED: _AuditKind.ValueType  # 4
+    """Nobody has confirmed or shipped an order since our commit."""
+    AUDIT_KIND_ORDER_STUCK: _AuditKind.ValueType  # 5
+    """An order holds units, and no fact about it came for long."""
+    AUDIT_KIND_SOURCE_SILENT: _AuditKind.ValueType  # 6
+    """A source was not heard of for long."""
+    AUDIT_KIND_QUARANTINED_MISMATCH: _AuditKind.ValueType  # 7
+    """Quarantined is not the sum of its reasons."""
+
+class AuditKind(_AuditKind, metaclass=_AuditKindEnumTypeWrapper):
+    """AuditKind is what an audit finds."""
+
+AUDIT_KIND_UNSPECIFIED: AuditKind.ValueType  # 0
+"""Not set."""
+AUDIT_KIND_RESERVED_MISMATCH: AuditKind.ValueType  # 1
+"""Reserved is not the sum of the active holds."""
+AUDIT_KIND_COMMITTED_MISMATCH: AuditKind.ValueType  # 2
+"""Committed is not the sum of the order lines."""
+AUDIT_KIND_HOLD_OVERDUE: AuditKind.ValueType  # 3
+"""A hold is past its deadline, and nobody ended it."""
+AUDIT_KIND_ORDER_UNCONFIRMED: AuditKind.ValueType  # 4
+"""Nobody has confirmed or shipped an order since our commit."""
+AUDIT_KIND_ORDER_STUCK: AuditKind.ValueType  # 5
+"""An order holds units, and no fact about it came for long."""
+AUDIT_KIND_SOURCE_SILENT: AuditKind.ValueType  # 6
+"""A source was not heard of for long."""
+AUDIT_KIND_QUARANTINED_MISMATCH: AuditKind.ValueType  # 7
+"""Quarantined is not the sum of its reasons."""
+Global___AuditKind: _TypeAlias = AuditKind  # noqa: Y015
+
 @_typing.final
 class Delta(_message.Message):
     """Delta is something that happened at a source."""
@@ -1088,3 +1256,1141 @@ class ResetStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResetStreamResponse: _TypeAlias = ResetStreamResponse  # noqa: Y015
+
+@_typing.final
+class SequenceMark(_message.Message):
+    """SequenceMark is how far a stream had come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    SOURCE_SEQUENCE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Optional. Who counts; the snapshot's source where empty."""
+    stream: _builtins.str
+    """Required. The source's stream."""
+    source_sequence: _builtins.int
+    """Required. The last number that the snapshot contains; 0: none yet."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        source_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "source_sequence", b"source_sequence", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceMark: _TypeAlias = SequenceMark  # noqa: Y015
+
+@_typing.final
+class SnapshotPoint(_message.Message):
+    """SnapshotPoint names a moment that nobody began: that of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Required. Whose snapshot it is."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Nodes that it speaks for; every one where empty."""
+
+    @_builtins.property
+    def as_of(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceMark]:
+        """Optional. A number for each stream that moves these positions; without any there is no point."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        as_of: _abc.Iterable[Global___SequenceMark] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "nodes", b"nodes", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotPoint: _TypeAlias = SnapshotPoint  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    """Snapshot is a source's full list as of a point."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    BEGIN_VERSION_FIELD_NUMBER: _builtins.int
+    END_VERSION_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    CHUNK_COUNT_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    """Output only. Its id."""
+    source: _builtins.str
+    """Output only. Whose it is."""
+    content: Global___SnapshotContent.ValueType
+    """Output only. What its rows are."""
+    basis: Global___SnapshotBasis.ValueType
+    """Output only. What its quantities count."""
+    absent: Global___AbsentRows.ValueType
+    """Output only. What a missing row means."""
+    state: Global___SnapshotState.ValueType
+    """Output only. How far it is."""
+    begin_version: _builtins.str
+    """Output only. Version of the first mark."""
+    end_version: _builtins.str
+    """Output only. Version of the second mark; empty while OPEN."""
+    row_count: _builtins.int
+    """Output only. Rows kept."""
+    chunk_count: _builtins.int
+    """Output only. Chunks kept."""
+    author: _builtins.str
+    """Output only. Who began it."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Nodes that it speaks for; every one where empty."""
+
+    @_builtins.property
+    def as_of(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceMark]:
+        """Output only. Numbers that it contains, where the source counts."""
+
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was begun."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was ended."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        content: Global___SnapshotContent.ValueType = ...,
+        basis: Global___SnapshotBasis.ValueType = ...,
+        absent: Global___AbsentRows.ValueType = ...,
+        state: Global___SnapshotState.ValueType = ...,
+        as_of: _abc.Iterable[Global___SequenceMark] | None = ...,
+        begin_version: _builtins.str = ...,
+        end_version: _builtins.str = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        row_count: _builtins.int = ...,
+        chunk_count: _builtins.int = ...,
+        author: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "as_of", b"as_of", "author", b"author", "basis", b"basis", "begin_time", b"begin_time", "begin_version", b"begin_version", "chunk_count", b"chunk_count", "content", b"content", "end_time", b"end_time", "end_version", b"end_version", "nodes", b"nodes", "row_count", b"row_count", "snapshot_id", b"snapshot_id", "source", b"source", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class BeginSnapshotRequest(_message.Message):
+    """BeginSnapshotRequest announces a reading."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. Idempotency key."""
+    source: _builtins.str
+    """Required. Whose snapshot it is."""
+    content: Global___SnapshotContent.ValueType
+    """Optional. What its rows are."""
+    basis: Global___SnapshotBasis.ValueType
+    """Optional. What its quantities count."""
+    absent: Global___AbsentRows.ValueType
+    """Optional. What a missing row means."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Nodes that it speaks for; every one where empty."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        content: Global___SnapshotContent.ValueType = ...,
+        basis: Global___SnapshotBasis.ValueType = ...,
+        absent: Global___AbsentRows.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "basis", b"basis", "content", b"content", "nodes", b"nodes", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginSnapshotRequest: _TypeAlias = BeginSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class BeginSnapshotResponse(_message.Message):
+    """BeginSnapshotResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Output only. True when decided before."""
+    durability: _common_pb2.Durability.ValueType
+    """Output only. Durability of the answer."""
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """Output only. As begun."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+        replayed: _builtins.bool = ...,
+        durability: _common_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginSnapshotResponse: _TypeAlias = BeginSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class ReasonQuantity(_message.Message):
+    """ReasonQuantity is a quantity of one reason of quarantine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Required. Reason, at most 64 bytes."""
+    quantity: _builtins.int
+    """Required. Base units."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReasonQuantity: _TypeAlias = ReasonQuantity  # noqa: Y015
+
+@_typing.final
+class SnapshotRow(_message.Message):
+    """SnapshotRow is one position as its source has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKU_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ON_HAND_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    QUARANTINE_KNOWN_FIELD_NUMBER: _builtins.int
+    sku: _builtins.str
+    """Required. Sellable unit code."""
+    node: _builtins.str
+    """Required. Node code."""
+    on_hand: _builtins.int
+    """Required. Base units, quarantined ones included (basis NET: without what the source has confirmed for its orders)."""
+    quarantine_known: _builtins.bool
+    """Optional. True: reasons that are not named have nothing."""
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReasonQuantity]:
+        """Optional. Quarantined by reason; says nothing of quarantine where empty, unless quarantine_known."""
+
+    def __init__(
+        self,
+        *,
+        sku: _builtins.str = ...,
+        node: _builtins.str = ...,
+        on_hand: _builtins.int = ...,
+        quarantined: _abc.Iterable[Global___ReasonQuantity] | None = ...,
+        quarantine_known: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "on_hand", b"on_hand", "quarantine_known", b"quarantine_known", "quarantined", b"quarantined", "sku", b"sku"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotRow: _TypeAlias = SnapshotRow  # noqa: Y015
+
+@_typing.final
+class OpenOrderRow(_message.Message):
+    """OpenOrderRow is one open order line as its source has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_SOURCE_FIELD_NUMBER: _builtins.int
+    ORDER_REF_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    OPEN_QUANTITY_FIELD_NUMBER: _builtins.int
+    order_source: _builtins.str
+    """Optional. Who named the order; the snapshot's source where empty."""
+    order_ref: _builtins.str
+    """Required. The order."""
+    line: _builtins.str
+    """Optional. The order's line."""
+    sku: _builtins.str
+    """Required. Sellable unit code."""
+    node: _builtins.str
+    """Optional. Node code."""
+    open_quantity: _builtins.int
+    """Required. Base units still to ship."""
+    def __init__(
+        self,
+        *,
+        order_source: _builtins.str = ...,
+        order_ref: _builtins.str = ...,
+        line: _builtins.str = ...,
+        sku: _builtins.str = ...,
+        node: _builtins.str = ...,
+        open_quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "node", b"node", "open_quantity", b"open_quantity", "order_ref", b"order_ref", "order_source", b"order_source", "sku", b"sku"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenOrderRow: _TypeAlias = OpenOrderRow  # noqa: Y015
+
+@_typing.final
+class StreamSnapshotRequest(_message.Message):
+    """StreamSnapshotRequest is one chunk of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_NUMBER_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    ORDER_ROWS_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    """Required. Snapshot, as begun."""
+    chunk_number: _builtins.int
+    """Required. The sender's number of the chunk, from 1, without gaps."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotRow]:
+        """Optional. Up to 5,000 rows of a POSITIONS snapshot."""
+
+    @_builtins.property
+    def order_rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenOrderRow]:
+        """Optional. Up to 5,000 rows of an OPEN_ORDERS snapshot."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_id: _builtins.str = ...,
+        chunk_number: _builtins.int = ...,
+        rows: _abc.Iterable[Global___SnapshotRow] | None = ...,
+        order_rows: _abc.Iterable[Global___OpenOrderRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_number", b"chunk_number", "order_rows", b"order_rows", "rows", b"rows", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamSnapshotRequest: _TypeAlias = StreamSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class StreamSnapshotResponse(_message.Message):
+    """StreamSnapshotResponse is the ack of one chunk, durable under the running profile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_NUMBER_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    chunk_number: _builtins.int
+    """Output only. As sent."""
+    row_count: _builtins.int
+    """Output only. Rows kept so far."""
+    replayed: _builtins.bool
+    """Output only. True when it was kept before."""
+    durability: _common_pb2.Durability.ValueType
+    """Output only. Durability of the answer."""
+    def __init__(
+        self,
+        *,
+        chunk_number: _builtins.int = ...,
+        row_count: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        durability: _common_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_number", b"chunk_number", "durability", b"durability", "replayed", b"replayed", "row_count", b"row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamSnapshotResponse: _TypeAlias = StreamSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class EndSnapshotRequest(_message.Message):
+    """EndSnapshotRequest ends a reading."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. Idempotency key."""
+    snapshot_id: _builtins.str
+    """Required. Snapshot, as begun."""
+    row_count: _builtins.int
+    """Optional. Rows that must have been kept, where they were streamed: half a snapshot is refused."""
+    @_builtins.property
+    def as_of(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceMark]:
+        """Optional. A number for each stream that moves these positions: then it is exact."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        as_of: _abc.Iterable[Global___SequenceMark] | None = ...,
+        row_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_row_count", b"_row_count", "row_count", b"row_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_row_count", b"_row_count", "as_of", b"as_of", "request_id", b"request_id", "row_count", b"row_count", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__row_count: _TypeAlias = _typing.Literal["row_count"]  # noqa: Y015
+    _WhichOneofArgType__row_count: _TypeAlias = _typing.Literal["_row_count", b"_row_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__row_count) -> _WhichOneofReturnType__row_count | None: ...
+
+Global___EndSnapshotRequest: _TypeAlias = EndSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class EndSnapshotResponse(_message.Message):
+    """EndSnapshotResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Output only. True when decided before."""
+    durability: _common_pb2.Durability.ValueType
+    """Output only. Durability of the answer."""
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """Output only. As ended."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+        replayed: _builtins.bool = ...,
+        durability: _common_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndSnapshotResponse: _TypeAlias = EndSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class CloseSnapshotRequest(_message.Message):
+    """CloseSnapshotRequest forgets a snapshot's rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required. Idempotency key."""
+    snapshot_id: _builtins.str
+    """Required. Snapshot, as begun."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSnapshotRequest: _TypeAlias = CloseSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class CloseSnapshotResponse(_message.Message):
+    """CloseSnapshotResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Output only. True when decided before."""
+    durability: _common_pb2.Durability.ValueType
+    """Output only. Durability of the answer."""
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """Output only. As closed."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+        replayed: _builtins.bool = ...,
+        durability: _common_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "replayed", b"replayed", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSnapshotResponse: _TypeAlias = CloseSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsRequest(_message.Message):
+    """ListSnapshotsRequest names a source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Optional. Only those of this source."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsRequest: _TypeAlias = ListSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsResponse(_message.Message):
+    """ListSnapshotsResponse lists what was begun, the latest last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]:
+        """Output only. Snapshots that are not forgotten."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsResponse: _TypeAlias = ListSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class ReadSnapshotRequest(_message.Message):
+    """ReadSnapshotRequest names a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    """Required. Snapshot, as begun."""
+    first_chunk: _builtins.int
+    """Optional. The first chunk wanted."""
+    def __init__(
+        self,
+        *,
+        snapshot_id: _builtins.str = ...,
+        first_chunk: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_chunk", b"first_chunk", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSnapshotRequest: _TypeAlias = ReadSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class ReadSnapshotResponse(_message.Message):
+    """ReadSnapshotResponse is one chunk as it was sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_NUMBER_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    ORDER_ROWS_FIELD_NUMBER: _builtins.int
+    chunk_number: _builtins.int
+    """Output only. As sent."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotRow]:
+        """Output only. Rows of a POSITIONS snapshot."""
+
+    @_builtins.property
+    def order_rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenOrderRow]:
+        """Output only. Rows of an OPEN_ORDERS snapshot."""
+
+    def __init__(
+        self,
+        *,
+        chunk_number: _builtins.int = ...,
+        rows: _abc.Iterable[Global___SnapshotRow] | None = ...,
+        order_rows: _abc.Iterable[Global___OpenOrderRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_number", b"chunk_number", "order_rows", b"order_rows", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSnapshotResponse: _TypeAlias = ReadSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class ReadPositionsRequest(_message.Message):
+    """ReadPositionsRequest asks for the ledger's side of a snapshot. Exactly one of snapshot_id and point."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    POINT_FIELD_NUMBER: _builtins.int
+    INCLUDE_CONFIRMED_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    """Optional. A snapshot that was ended."""
+    include_confirmed: _builtins.bool
+    """Optional. What a NET snapshot's source has confirmed is told as well; it costs a look at every order."""
+    @_builtins.property
+    def point(self) -> Global___SnapshotPoint:
+        """Optional. The point of a snapshot that nobody began."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_id: _builtins.str = ...,
+        point: Global___SnapshotPoint | None = ...,
+        include_confirmed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["point", b"point"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_confirmed", b"include_confirmed", "point", b"point", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPositionsRequest: _TypeAlias = ReadPositionsRequest  # noqa: Y015
+
+@_typing.final
+class QuarantinedUnits(_message.Message):
+    """QuarantinedUnits are units of one reason in a row of PositionColumns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """Output only. Place of the row in the columns, from 0."""
+    reason: _builtins.str
+    """Output only. Reason."""
+    quantity: _builtins.int
+    """Output only. Base units."""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "reason", b"reason", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantinedUnits: _TypeAlias = QuarantinedUnits  # noqa: Y015
+
+@_typing.final
+class PositionColumns(_message.Message):
+    """PositionColumns are positions, a column a field, all of one length but for skus, nodes and quarantined_units."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKUS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    SKU_INDEXES_FIELD_NUMBER: _builtins.int
+    NODE_INDEXES_FIELD_NUMBER: _builtins.int
+    ON_HAND_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    SETTLING_FIELD_NUMBER: _builtins.int
+    CONFIRMED_SETTLING_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    ON_HAND_NOW_FIELD_NUMBER: _builtins.int
+    QUARANTINED_UNITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def skus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Skus of these rows."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Nodes of these rows."""
+
+    @_builtins.property
+    def sku_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. Place in skus."""
+
+    @_builtins.property
+    def node_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. Place in nodes."""
+
+    @_builtins.property
+    def on_hand(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. On hand at the point."""
+
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. Quarantined at the point, all reasons together."""
+
+    @_builtins.property
+    def confirmed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. Confirmed by the snapshot's source for its orders at the point; empty unless asked for."""
+
+    @_builtins.property
+    def settling(self) -> _containers.RepeatedScalarFieldContainer[Global___Settling.ValueType]:
+        """Output only. Whether on_hand and quarantined are known."""
+
+    @_builtins.property
+    def confirmed_settling(self) -> _containers.RepeatedScalarFieldContainer[Global___Settling.ValueType]:
+        """Output only. Whether confirmed is known; empty unless asked for."""
+
+    @_builtins.property
+    def reserved(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. Reserved now."""
+
+    @_builtins.property
+    def committed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. Committed now."""
+
+    @_builtins.property
+    def on_hand_now(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. On hand now."""
+
+    @_builtins.property
+    def quarantined_units(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedUnits]:
+        """Output only. Quarantined by reason at the point; reasons without units are left out."""
+
+    def __init__(
+        self,
+        *,
+        skus: _abc.Iterable[_builtins.str] | None = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        sku_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        node_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        on_hand: _abc.Iterable[_builtins.int] | None = ...,
+        quarantined: _abc.Iterable[_builtins.int] | None = ...,
+        confirmed: _abc.Iterable[_builtins.int] | None = ...,
+        settling: _abc.Iterable[Global___Settling.ValueType] | None = ...,
+        confirmed_settling: _abc.Iterable[Global___Settling.ValueType] | None = ...,
+        reserved: _abc.Iterable[_builtins.int] | None = ...,
+        committed: _abc.Iterable[_builtins.int] | None = ...,
+        on_hand_now: _abc.Iterable[_builtins.int] | None = ...,
+        quarantined_units: _abc.Iterable[Global___QuarantinedUnits] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "confirmed", b"confirmed", "confirmed_settling", b"confirmed_settling", "node_indexes", b"node_indexes", "nodes", b"nodes", "on_hand", b"on_hand", "on_hand_now", b"on_hand_now", "quarantined", b"quarantined", "quarantined_units", b"quarantined_units", "reserved", b"reserved", "settling", b"settling", "sku_indexes", b"sku_indexes", "skus", b"skus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PositionColumns: _TypeAlias = PositionColumns  # noqa: Y015
+
+@_typing.final
+class ReadPositionsResponse(_message.Message):
+    """ReadPositionsResponse is a page of positions; the first comes even where there are none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINT_KIND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    SKU_NUMBER_FIELD_NUMBER: _builtins.int
+    SKU_COUNT_FIELD_NUMBER: _builtins.int
+    point_kind: Global___PointKind.ValueType
+    """Output only. How the point is known. UNSPECIFIED: there is none, and what follows is of now."""
+    version: _builtins.str
+    """Output only. Version at which this page was read."""
+    sku_number: _builtins.int
+    """Output only. Place of the last sku read, of sku_count."""
+    sku_count: _builtins.int
+    """Output only. Skus in the ledger, to show progress."""
+    @_builtins.property
+    def positions(self) -> Global___PositionColumns:
+        """Output only. Its positions."""
+
+    def __init__(
+        self,
+        *,
+        point_kind: Global___PointKind.ValueType = ...,
+        version: _builtins.str = ...,
+        positions: Global___PositionColumns | None = ...,
+        sku_number: _builtins.int = ...,
+        sku_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["positions", b"positions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["point_kind", b"point_kind", "positions", b"positions", "sku_count", b"sku_count", "sku_number", b"sku_number", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPositionsResponse: _TypeAlias = ReadPositionsResponse  # noqa: Y015
+
+@_typing.final
+class ReadOrderLinesRequest(_message.Message):
+    """ReadOrderLinesRequest asks for the ledger's side of an open-order snapshot. Exactly one of snapshot_id and point."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    POINT_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    """Optional. A snapshot that was ended."""
+    @_builtins.property
+    def point(self) -> Global___SnapshotPoint:
+        """Optional. The point of a snapshot that nobody began."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_id: _builtins.str = ...,
+        point: Global___SnapshotPoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["point", b"point"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["point", b"point", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadOrderLinesRequest: _TypeAlias = ReadOrderLinesRequest  # noqa: Y015
+
+@_typing.final
+class OpenAtNode(_message.Message):
+    """OpenAtNode are open units of an order line at one node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    OPEN_QUANTITY_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Output only. Node code."""
+    open_quantity: _builtins.int
+    """Output only. Base units."""
+    confirmed: _builtins.int
+    """Output only. Those of them that a source has allocated here."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        open_quantity: _builtins.int = ...,
+        confirmed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed", b"confirmed", "node", b"node", "open_quantity", b"open_quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenAtNode: _TypeAlias = OpenAtNode  # noqa: Y015
+
+@_typing.final
+class OrderLineOpen(_message.Message):
+    """OrderLineOpen is an order line with open units."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_SOURCE_FIELD_NUMBER: _builtins.int
+    ORDER_REF_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    ORDERED_FIELD_NUMBER: _builtins.int
+    SHIPPED_FIELD_NUMBER: _builtins.int
+    OPEN_QUANTITY_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    LAST_FACT_TIME_FIELD_NUMBER: _builtins.int
+    SETTLING_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    order_source: _builtins.str
+    """Output only. Who named the order: of linked names the first."""
+    order_ref: _builtins.str
+    """Output only. Its name there."""
+    line: _builtins.str
+    """Output only. The order's line; empty where a sku has facts without one: then all its lines are one."""
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    ordered: _builtins.int
+    """Output only. Units wanted, shipped ones included; absent where only allocations are known."""
+    shipped: _builtins.int
+    """Output only. Units shipped."""
+    open_quantity: _builtins.int
+    """Output only. Units still to ship."""
+    settling: Global___Settling.ValueType
+    """Output only. Whether nothing touched it after the point."""
+    channel: _builtins.str
+    """Output only. Channel of the order's first commit, where we sold it."""
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderName]:
+        """Output only. Other names of the same order."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenAtNode]:
+        """Output only. Where they are to come from, by name."""
+
+    @_builtins.property
+    def last_fact_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. The last fact about the order, by the ledger's clock."""
+
+    def __init__(
+        self,
+        *,
+        order_source: _builtins.str = ...,
+        order_ref: _builtins.str = ...,
+        links: _abc.Iterable[Global___OrderName] | None = ...,
+        line: _builtins.str = ...,
+        sku: _builtins.str = ...,
+        ordered: _builtins.int | None = ...,
+        shipped: _builtins.int = ...,
+        open_quantity: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___OpenAtNode] | None = ...,
+        last_fact_time: _timestamp_pb2.Timestamp | None = ...,
+        settling: Global___Settling.ValueType = ...,
+        channel: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ordered", b"_ordered", "last_fact_time", b"last_fact_time", "ordered", b"ordered"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ordered", b"_ordered", "channel", b"channel", "last_fact_time", b"last_fact_time", "line", b"line", "links", b"links", "nodes", b"nodes", "open_quantity", b"open_quantity", "order_ref", b"order_ref", "order_source", b"order_source", "ordered", b"ordered", "settling", b"settling", "shipped", b"shipped", "sku", b"sku"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ordered: _TypeAlias = _typing.Literal["ordered"]  # noqa: Y015
+    _WhichOneofArgType__ordered: _TypeAlias = _typing.Literal["_ordered", b"_ordered"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ordered) -> _WhichOneofReturnType__ordered | None: ...
+
+Global___OrderLineOpen: _TypeAlias = OrderLineOpen  # noqa: Y015
+
+@_typing.final
+class ReadOrderLinesResponse(_message.Message):
+    """ReadOrderLinesResponse is a page of order lines; the first comes even where there are none. An order that a fact touches meanwhile may come twice: the later one counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINT_KIND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    point_kind: Global___PointKind.ValueType
+    """Output only. How the point is known. UNSPECIFIED: there is none, and what follows is of now."""
+    version: _builtins.str
+    """Output only. Version at which this page was read."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLineOpen]:
+        """Output only. Its lines."""
+
+    def __init__(
+        self,
+        *,
+        point_kind: Global___PointKind.ValueType = ...,
+        version: _builtins.str = ...,
+        lines: _abc.Iterable[Global___OrderLineOpen] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "point_kind", b"point_kind", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadOrderLinesResponse: _TypeAlias = ReadOrderLinesResponse  # noqa: Y015
+
+@_typing.final
+class AuditLedgerRequest(_message.Message):
+    """AuditLedgerRequest asks for a page of findings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_MS_FIELD_NUMBER: _builtins.int
+    STUCK_MS_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    OVERDUE_MS_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """Optional. From where on; the beginning where empty."""
+    unconfirmed_ms: _builtins.int
+    """Optional. Orders nobody has confirmed for so long, ms; 0: an hour."""
+    stuck_ms: _builtins.int
+    """Optional. Orders with open units and no fact for so long, ms; 0: seven days."""
+    silent_ms: _builtins.int
+    """Optional. Sources silent for so long, ms; 0: a day."""
+    overdue_ms: _builtins.int
+    """Optional. Holds past their deadline by so long, ms; 0: five seconds."""
+    def __init__(
+        self,
+        *,
+        page_token: _builtins.str = ...,
+        unconfirmed_ms: _builtins.int = ...,
+        stuck_ms: _builtins.int = ...,
+        silent_ms: _builtins.int = ...,
+        overdue_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overdue_ms", b"overdue_ms", "page_token", b"page_token", "silent_ms", b"silent_ms", "stuck_ms", b"stuck_ms", "unconfirmed_ms", b"unconfirmed_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditLedgerRequest: _TypeAlias = AuditLedgerRequest  # noqa: Y015
+
+@_typing.final
+class AuditFinding(_message.Message):
+    """AuditFinding is one thing that does not add up or was forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    ORDER_SOURCE_FIELD_NUMBER: _builtins.int
+    ORDER_REF_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    EXPECTED_QUANTITY_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___AuditKind.ValueType
+    """Output only. What."""
+    sku: _builtins.str
+    """Output only. Sellable unit code."""
+    node: _builtins.str
+    """Output only. Node code."""
+    reservation_id: _builtins.str
+    """Output only. Reservation."""
+    order_source: _builtins.str
+    """Output only. Who named the order."""
+    order_ref: _builtins.str
+    """Output only. Its name there."""
+    source: _builtins.str
+    """Output only. Source that is silent."""
+    stream: _builtins.str
+    """Output only. Its stream; empty for events."""
+    quantity: _builtins.int
+    """Output only. What the position says, or the units that are held."""
+    expected_quantity: _builtins.int
+    """Output only. What it should be by those who stand behind it."""
+    age_ms: _builtins.int
+    """Output only. For how long, ms, by the ledger's clock."""
+    message: _builtins.str
+    """Output only. In words."""
+    def __init__(
+        self,
+        *,
+        kind: Global___AuditKind.ValueType = ...,
+        sku: _builtins.str = ...,
+        node: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        order_source: _builtins.str = ...,
+        order_ref: _builtins.str = ...,
+        source: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        expected_quantity: _builtins.int = ...,
+        age_ms: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "expected_quantity", b"expected_quantity", "kind", b"kind", "message", b"message", "node", b"node", "order_ref", b"order_ref", "order_source", b"order_source", "quantity", b"quantity", "reservation_id", b"reservation_id", "sku", b"sku", "source", b"source", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditFinding: _TypeAlias = AuditFinding  # noqa: Y015
+
+@_typing.final
+class AuditLedgerResponse(_message.Message):
+    """AuditLedgerResponse is a page of findings; a page may be empty before the last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Output only. Pass it on for the next page; empty after the last."""
+    version: _builtins.str
+    """Output only. Version at which it was read."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditFinding]:
+        """Output only. What was found."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___AuditFinding] | None = ...,
+        next_page_token: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "next_page_token", b"next_page_token", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditLedgerResponse: _TypeAlias = AuditLedgerResponse  # noqa: Y015

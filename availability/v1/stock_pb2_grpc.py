@@ -26,7 +26,14 @@ if _version_not_supported:
 
 
 class StockServiceStub:
-    """StockService takes deltas and order facts. Scope: ingest; SkipGap and ResetStream: admin.
+    """StockService takes deltas, order facts and snapshots. Scope: ingest; SkipGap and ResetStream: admin.
+
+    Snapshots. A source that counts its events names in as_of the last number of each stream that its snapshot contains; ReadPositions then
+    answers what the ledger had exactly there, whatever happened since. One that does not count calls BeginSnapshot, reads its stock, calls
+    EndSnapshot; what changed between the two marks is UNSETTLED. A change that neither explains (an event without a number, a stream that
+    as_of does not name) is UNSETTLED too where it came after the point. Nothing here corrects anything: a correction is an ordinary delta of
+    the source "reconcile" with an event_id made of run and position, an ADJUSTMENT, QUARANTINE or QUARANTINE_RELEASE, or for orders an
+    ORDER_CHANGED or ORDER_CANCELLED; corrections count as known at every point, so that a repeated run finds nothing more.
     """
 
     def __init__(self, channel):
@@ -68,7 +75,14 @@ class StockServiceStub:
 
 
 class StockServiceServicer:
-    """StockService takes deltas and order facts. Scope: ingest; SkipGap and ResetStream: admin.
+    """StockService takes deltas, order facts and snapshots. Scope: ingest; SkipGap and ResetStream: admin.
+
+    Snapshots. A source that counts its events names in as_of the last number of each stream that its snapshot contains; ReadPositions then
+    answers what the ledger had exactly there, whatever happened since. One that does not count calls BeginSnapshot, reads its stock, calls
+    EndSnapshot; what changed between the two marks is UNSETTLED. A change that neither explains (an event without a number, a stream that
+    as_of does not name) is UNSETTLED too where it came after the point. Nothing here corrects anything: a correction is an ordinary delta of
+    the source "reconcile" with an event_id made of run and position, an ADJUSTMENT, QUARANTINE or QUARANTINE_RELEASE, or for orders an
+    ORDER_CHANGED or ORDER_CANCELLED; corrections count as known at every point, so that a repeated run finds nothing more.
     """
 
     def ApplyDeltas(self, request, context):
@@ -155,7 +169,14 @@ def add_StockServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StockService:
-    """StockService takes deltas and order facts. Scope: ingest; SkipGap and ResetStream: admin.
+    """StockService takes deltas, order facts and snapshots. Scope: ingest; SkipGap and ResetStream: admin.
+
+    Snapshots. A source that counts its events names in as_of the last number of each stream that its snapshot contains; ReadPositions then
+    answers what the ledger had exactly there, whatever happened since. One that does not count calls BeginSnapshot, reads its stock, calls
+    EndSnapshot; what changed between the two marks is UNSETTLED. A change that neither explains (an event without a number, a stream that
+    as_of does not name) is UNSETTLED too where it came after the point. Nothing here corrects anything: a correction is an ordinary delta of
+    the source "reconcile" with an event_id made of run and position, an ADJUSTMENT, QUARANTINE or QUARANTINE_RELEASE, or for orders an
+    ORDER_CHANGED or ORDER_CANCELLED; corrections count as known at every point, so that a repeated run finds nothing more.
     """
 
     @staticmethod

@@ -27,7 +27,15 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class StockServiceStub:
-    """StockService takes deltas and order facts. Scope: ingest; SkipGap and ResetStream: admin."""
+    """StockService takes deltas, order facts and snapshots. Scope: ingest; SkipGap and ResetStream: admin.
+
+    Snapshots. A source that counts its events names in as_of the last number of each stream that its snapshot contains; ReadPositions then
+    answers what the ledger had exactly there, whatever happened since. One that does not count calls BeginSnapshot, reads its stock, calls
+    EndSnapshot; what changed between the two marks is UNSETTLED. A change that neither explains (an event without a number, a stream that
+    as_of does not name) is UNSETTLED too where it came after the point. Nothing here corrects anything: a correction is an ordinary delta of
+    the source "reconcile" with an event_id made of run and position, an ADJUSTMENT, QUARANTINE or QUARANTINE_RELEASE, or for orders an
+    ORDER_CHANGED or ORDER_CANCELLED; corrections count as known at every point, so that a repeated run finds nothing more.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -48,7 +56,15 @@ class StockServiceStub:
 
 @_typing.type_check_only
 class StockServiceAsyncStub(StockServiceStub):
-    """StockService takes deltas and order facts. Scope: ingest; SkipGap and ResetStream: admin."""
+    """StockService takes deltas, order facts and snapshots. Scope: ingest; SkipGap and ResetStream: admin.
+
+    Snapshots. A source that counts its events names in as_of the last number of each stream that its snapshot contains; ReadPositions then
+    answers what the ledger had exactly there, whatever happened since. One that does not count calls BeginSnapshot, reads its stock, calls
+    EndSnapshot; what changed between the two marks is UNSETTLED. A change that neither explains (an event without a number, a stream that
+    as_of does not name) is UNSETTLED too where it came after the point. Nothing here corrects anything: a correction is an ordinary delta of
+    the source "reconcile" with an event_id made of run and position, an ADJUSTMENT, QUARANTINE or QUARANTINE_RELEASE, or for orders an
+    ORDER_CHANGED or ORDER_CANCELLED; corrections count as known at every point, so that a repeated run finds nothing more.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ApplyDeltas: _aio.UnaryUnaryMultiCallable[_stock_pb2.ApplyDeltasRequest, _stock_pb2.ApplyDeltasResponse]  # type: ignore[assignment]
@@ -65,7 +81,15 @@ class StockServiceAsyncStub(StockServiceStub):
     """ResetStream forgets a stream's mark: the next number opens it anew."""
 
 class StockServiceServicer(metaclass=_abc_1.ABCMeta):
-    """StockService takes deltas and order facts. Scope: ingest; SkipGap and ResetStream: admin."""
+    """StockService takes deltas, order facts and snapshots. Scope: ingest; SkipGap and ResetStream: admin.
+
+    Snapshots. A source that counts its events names in as_of the last number of each stream that its snapshot contains; ReadPositions then
+    answers what the ledger had exactly there, whatever happened since. One that does not count calls BeginSnapshot, reads its stock, calls
+    EndSnapshot; what changed between the two marks is UNSETTLED. A change that neither explains (an event without a number, a stream that
+    as_of does not name) is UNSETTLED too where it came after the point. Nothing here corrects anything: a correction is an ordinary delta of
+    the source "reconcile" with an event_id made of run and position, an ADJUSTMENT, QUARANTINE or QUARANTINE_RELEASE, or for orders an
+    ORDER_CHANGED or ORDER_CANCELLED; corrections count as known at every point, so that a repeated run finds nothing more.
+    """
 
     @_abc_1.abstractmethod
     def ApplyDeltas(
