@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from availability.config import RedisSettings, Settings
 from availability.domain.exceptions import ExceptionCategory, ExceptionSeverity
+from availability.ledger.calls import ReportLimits
 from availability.ledger.commit_queue import QueueSettings
 from availability.ledger.connection import ConnectionSettings
 from availability.ledger.embedded import EmbeddedError, EmbeddedRedis
@@ -342,8 +343,21 @@ def inspector_settings(settings: Settings) -> InspectorSettings:
         keep_ms=own.resolved_kept_hours * 3_600_000,
         parked_ms=own.parked_after_s * 1000,
         order_unconfirmed_ms=own.order_unconfirmed_minutes * 60_000,
+        short_pick_units=own.short_pick_units,
+        damage_units=own.damage_units,
         open_max=own.open_max,
         max_staleness_ms=settings.reads.max_staleness_ms,
+    )
+
+
+def report_limits(settings: Settings) -> ReportLimits:
+    """Return how often what programs report may change, and how long it stays."""
+    own = settings.exceptions
+    return ReportLimits(
+        own.change_interval_s * 1000,
+        own.resolved_kept_hours * 3_600_000,
+        own.open_max,
+        own.seen_interval_s * 1000,
     )
 
 
@@ -448,7 +462,7 @@ def _grpc_server(
             unacked_batches_max=limits.unacked_batches_max,
         ),
         "PolicyService": PolicyHandlers(ledger, replica, freshness, durability=durability),
-        "ExceptionService": ExceptionHandlers(ledger, replica, book),
+        "ExceptionService": ExceptionHandlers(ledger, replica, book, report_limits(settings)),
     }
 
     def channel_of(reservation_id: str) -> str | None:

@@ -305,6 +305,16 @@ class Client:
         request = exc.AcknowledgeExceptionRequest(request_id=request_id, exception_id=exception_id, note=note)
         return self.call(self.exceptions.AcknowledgeException, request)
 
+    def report_exceptions(
+        self,
+        source: str,
+        wrong: Iterable[exc.ReportedException] = (),
+        over: Iterable[exc.ReportedException] = (),
+    ) -> exc.ReportExceptionsResponse:
+        """Tell what is wrong for a source, and what is over, as this program sees it; 100 of each at most."""
+        request = exc.ReportExceptionsRequest(source=source, wrong=wrong, over=over)
+        return self.call(self.exceptions.ReportExceptions, request)
+
     def watch_exceptions(
         self,
         *,

@@ -315,6 +315,12 @@ class ExceptionSettings(_Section):
         le=43_200,
         description="An order that only its commit told of, for so long; 0: never an exception.",
     )
+    short_pick_units: int = Field(
+        10, ge=0, le=1_000_000_000, description="Units of a position in quarantine as short_pick; 0: never."
+    )
+    damage_units: int = Field(
+        10, ge=0, le=1_000_000_000, description="Units of a position in quarantine as damage; 0: never."
+    )
     resolved_kept_hours: int = Field(24, ge=1, le=720, description="Exceptions that are over, in hours.")
     open_max: int = Field(
         10_000,

@@ -59,6 +59,7 @@ ALLOWED: dict[str, dict[str, dict[str, Any]]] = {
         "ListStreams": {"source": MINE},
         "SkipGap": {"source": MINE},
         "ResetStream": {"source": MINE},
+        "ReportExceptions": {"source": MINE},
         "SetFeed": {"source": MINE, "node": OTHER},
     },
     "node": {

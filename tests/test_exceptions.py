@@ -177,3 +177,103 @@ def test_what_is_over_cannot_be_taken_in_hand(desk: Client, client: Service, nam
     assert refusal(desk, ask) == ("EXCEPTION_RESOLVED", "")
     over = desk.list_exceptions(state=exc.EXCEPTION_STATE_RESOLVED)
     assert one.exception_id in [told.exception_id for told in over]
+
+
+# --- What programs report -----------------------------------------------------------------------------------
+
+
+def reported(names: Names, subject: str, **fields: object) -> exc.ReportedException:
+    told = {"category": exc.EXCEPTION_CATEGORY_DEAD_LETTER, "message": "12 letters wait", **fields}
+    return exc.ReportedException(subject=[names.id(subject)], **told)  # type: ignore[arg-type]  # as a test says them
+
+
+def test_what_a_program_reports_is_in_the_list_until_it_is_over(desk: Client, names: Names) -> None:
+    """Reported twice it is one; over, it is resolved; another source's of the same name is another one."""
+    one = reported(names, "a", quantity=12, stream="s")
+    first = desk.report_exceptions("erp", [one])
+    again = desk.report_exceptions("erp", [one])
+    other = desk.report_exceptions("wms", [one])
+    assert (first.opened_count, again.opened_count, other.opened_count) == (1, 0, 1)
+    assert first.exception_ids == again.exception_ids != other.exception_ids
+    listed = {found.exception_id: found for found in desk.list_exceptions(categories=[one.category])}
+    found = listed[first.exception_ids[0]]
+    assert (found.message, found.source, found.stream, found.quantity) == ("12 letters wait", "erp", "s", 12)
+    assert (found.severity, found.owner) == (exc.EXCEPTION_SEVERITY_WARNING, "feeds")
+    over = exc.ReportedException(category=one.category, subject=one.subject)
+    assert desk.report_exceptions("erp", over=[over]).resolved_count == 1
+    assert desk.report_exceptions("erp", over=[over]).resolved_count == 0
+    left = [found.exception_id for found in desk.list_exceptions(categories=[one.category])]
+    assert first.exception_ids[0] not in left
+    assert other.exception_ids[0] in left
+    assert desk.report_exceptions("erp", [one]).opened_count == 1
+
+
+def test_a_report_may_say_how_severe_it_is(desk: Client, names: Names) -> None:
+    """Severity where it is set, the category's where not."""
+    critical = reported(names, "a", severity=exc.EXCEPTION_SEVERITY_CRITICAL)
+    (id_,) = desk.report_exceptions("erp", [critical]).exception_ids
+    (found,) = [one for one in desk.list_exceptions() if one.exception_id == id_]
+    assert found.severity == exc.EXCEPTION_SEVERITY_CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"category": exc.EXCEPTION_CATEGORY_OVERSOLD}, "category"),
+        ({"category": exc.EXCEPTION_CATEGORY_UNSPECIFIED}, "category"),
+        ({"category": 99}, "category"),
+        ({"message": ""}, "message"),
+        ({"message": "a\nb"}, "message"),
+        ({"message": "x" * 2_001}, "message"),
+        ({"sku": "x" * 65}, "sku"),
+        ({"severity": 7}, "severity"),
+        ({"quantity": 2**60}, "quantity"),
+    ],
+)
+def test_a_report_that_cannot_be_is_refused(
+    desk: Client, names: Names, fields: dict[str, object], field: str
+) -> None:
+    """What servers see themselves, no sentence, text that is none: the field that is wrong is named."""
+    with pytest.raises(ClientError) as caught:
+        desk.report_exceptions("erp", [reported(names, "a", **fields)])
+    assert (caught.value.reason, caught.value.metadata["field"]) == ("INVALID_REQUEST", field)
+
+
+def test_a_report_has_a_subject_and_a_size(desk: Client, names: Names) -> None:
+    """No subject, nine names, an empty name, 101 at once."""
+    for subject in ([], ["a"] * 9, [""], ["x" * 129]):
+        one = exc.ReportedException(category=exc.EXCEPTION_CATEGORY_VARIANCE, subject=subject, message="m")
+        with pytest.raises(ClientError) as caught:
+            desk.report_exceptions("erp", [one])
+        assert caught.value.metadata["field"] == "subject"
+    with pytest.raises(ClientError) as caught:
+        desk.report_exceptions("erp", [reported(names, str(n)) for n in range(101)])
+    assert caught.value.reason == "BATCH_TOO_LARGE"
+
+
+def test_short_picks_and_damages_reach_the_list(desk: Client, client: Service, names: Names) -> None:
+    """Ten units of a position in quarantine as short_pick or damage are an exception; nine are none."""
+    for sku, units, reason in (("a", 10, "short_pick"), ("b", 9, "short_pick"), ("c", 12, "damage")):
+        for kind, quantity, why in (("RECEIPT", 20, ""), ("QUARANTINE", units, reason)):
+            delta = Delta(
+                type=kind,
+                sku=names.sku(sku),
+                node=names.node(),
+                quantity=quantity,
+                source="wms",
+                event_id=names.id(f"{kind}-{sku}"),
+                reason=why,
+            )
+            assert client.apply_delta(delta)[0] == "APPLIED"
+    wanted = [exc.EXCEPTION_CATEGORY_SHORT_PICK, exc.EXCEPTION_CATEGORY_DAMAGE]
+    until = time.monotonic() + WAIT_S
+    while True:
+        found = [one for one in desk.list_exceptions(categories=wanted) if one.node == names.node()]
+        if len(found) >= 2:
+            break
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert {(one.category, one.sku, one.quantity) for one in found} == {
+        (wanted[0], names.sku("a"), 10),
+        (wanted[1], names.sku("c"), 12),
+    }

@@ -34,6 +34,10 @@ class Category(StrEnum):
     DEAD_LETTER = "dead-letter"
     VARIANCE = "variance"
     PUBLISH_FAILED = "publish-failed"
+    SHORT_PICK = "short-pick"
+    DAMAGE = "damage"
+    UNKNOWN_SKU = "unknown-sku"
+    FEED_FAILED = "feed-failed"
 
 
 class Life(StrEnum):
@@ -103,6 +107,49 @@ def acknowledge(
         print_json(answer)
     else:
         print(f"{'DONE BEFORE' if answer.replayed else 'DONE'}: {answer.exception.message}")
+
+
+@app.command("report")
+def report(
+    source: Annotated[str, typer.Option("--source", "-s", help="For which source it is reported.")],
+    category: Annotated[
+        Category,
+        typer.Option("--category", help="dead-letter, variance, publish-failed, unknown-sku or feed-failed."),
+    ],
+    subject: Annotated[
+        list[str],
+        typer.Option("--subject", help="What it is about; may be given again. Names the exception."),
+    ],
+    message: Annotated[str, typer.Option("--message", help="What is wrong, in a sentence.")] = "",
+    over: Annotated[bool, typer.Option("--over", help="It is over.")] = False,
+    sku: Annotated[str, typer.Option("--sku", help="Sellable unit code, where it is about one.")] = "",
+    node: Annotated[str, typer.Option("--node", help="Node, where it is about one.")] = "",
+    quantity: Annotated[int, typer.Option("--quantity", help="Units in question.")] = 0,
+    as_json: AsJson = False,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Report what a program of your own sees is wrong, or is over. To say it again is the same exception."""
+    from availability.v1 import exception_pb2 as exc
+
+    one = exc.ReportedException(
+        category=_numbers([category])[0],
+        subject=subject,
+        message=message,
+        sku=sku,
+        node=node,
+        quantity=quantity,
+    )
+    with connect(target, token_file, tls_ca) as client:
+        answer = client.report_exceptions(source, () if over else (one,), (one,) if over else ())
+    if as_json:
+        print_json(answer)
+    elif over:
+        print("OVER" if answer.resolved_count else "NOT KNOWN")
+    else:
+        said = "OPENED" if answer.opened_count else "NO ROOM" if answer.left_out_count else "KNOWN"
+        print(f"{said}: {answer.exception_ids[0]}")
 
 
 @app.command("watch")

@@ -1,7 +1,7 @@
 """What a person must see: the product's one list of categories, how severe each is, and who is asked to act.
 
 Numbers are those of availability.v1. Pure: who looks for them is ``service.inspector`` (and, of what other programs
-see, those programs by ``ledger.exceptions``); where they are kept is the ledger.
+see, those programs by ReportExceptions); where they are kept is the ledger.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class ExceptionCategory(IntEnum):
     DEAD_LETTER = 7
     VARIANCE = 8
     PUBLISH_FAILED = 9
+    SHORT_PICK = 10
+    DAMAGE = 11
+    UNKNOWN_SKU = 12
+    FEED_FAILED = 13
 
 
 class ExceptionSeverity(IntEnum):
@@ -69,7 +73,23 @@ RULES: Mapping[ExceptionCategory, Rule] = {
     ExceptionCategory.DEAD_LETTER: Rule(severity=ExceptionSeverity.WARNING, owner="feeds"),
     ExceptionCategory.VARIANCE: Rule(severity=ExceptionSeverity.WARNING, owner="stock"),
     ExceptionCategory.PUBLISH_FAILED: Rule(severity=ExceptionSeverity.CRITICAL, owner="storefront"),
+    ExceptionCategory.SHORT_PICK: Rule(severity=ExceptionSeverity.WARNING, owner="stock"),
+    ExceptionCategory.DAMAGE: Rule(severity=ExceptionSeverity.WARNING, owner="stock"),
+    ExceptionCategory.UNKNOWN_SKU: Rule(severity=ExceptionSeverity.WARNING, owner="feeds"),
+    ExceptionCategory.FEED_FAILED: Rule(severity=ExceptionSeverity.CRITICAL, owner="feeds"),
 }
+
+REPORTED = frozenset(
+    {
+        ExceptionCategory.DEAD_LETTER,
+        ExceptionCategory.VARIANCE,
+        ExceptionCategory.PUBLISH_FAILED,
+        ExceptionCategory.UNKNOWN_SKU,
+        ExceptionCategory.FEED_FAILED,
+    }
+)
+"""What programs outside of the service report, and what they alone end; the others are the servers' own."""
+SUBJECT_NAMES_MAX = 8
 
 
 def exception_id(category: ExceptionCategory, *subject: str) -> str:

@@ -340,7 +340,8 @@ class Troubles(msgspec.Struct, array_like=True, frozen=True):
     """What the ledger itself can tell is wrong: stale feeds (source, node), and parked streams.
 
     A stream is (source, stream, mark, seen_ms, parked_sequence, parked_ms). ``orders`` are unconfirmed ones (packed
-    name, clock of the commit), the oldest first.
+    name, clock of the commit), the oldest first. ``short_picks`` and ``damages`` are positions (packed sku and node)
+    with units that wait in quarantine for that reason, the most first.
     """
 
     head: Head
@@ -348,3 +349,5 @@ class Troubles(msgspec.Struct, array_like=True, frozen=True):
     feeds: list[tuple[str, str]]
     parked: list[tuple[str, str, int, int, int, int]]
     orders: list[tuple[str, int]]
+    short_picks: list[tuple[str, int]]
+    damages: list[tuple[str, int]]

@@ -263,9 +263,18 @@ class Ledger:
         """Exceptions that changed after a version, and when others were last seen since a ledger clock."""
         return _EXCEPTIONS.decode(self._fcall("exceptions", _encode([after.epoch, after.seq, seen_since_ms])))
 
-    def troubles(self, *, parked_ms: int, unconfirmed_ms: int, count: int) -> calls.Troubles:
-        """What is wrong for at least so long; ``unconfirmed_ms`` 0: orders are not asked for."""
-        return _TROUBLES.decode(self._fcall("troubles", _encode([parked_ms, unconfirmed_ms, count])))
+    def troubles(
+        self,
+        *,
+        parked_ms: int,
+        unconfirmed_ms: int,
+        count: int,
+        short_pick_units: int = 0,
+        damage_units: int = 0,
+    ) -> calls.Troubles:
+        """What is wrong for at least so long, or of at least so many units; 0 (but ``parked_ms``): not asked for."""
+        asked = [parked_ms, unconfirmed_ms, count, short_pick_units, damage_units]
+        return _TROUBLES.decode(self._fcall("troubles", _encode(asked)))
 
     # Inside -------------------------------------------------------------------------------------------------
 
@@ -329,7 +338,12 @@ class Behind(msgspec.Struct, array_like=True, frozen=True):
 
 
 def split_order_name(name: str) -> tuple[str, str]:
-    """Undo the functions' packing of (order_source, order_ref). The length counts bytes."""
+    """Return (order_source, order_ref) of an order's name in the ledger."""
+    return split_pair(name)
+
+
+def split_pair(name: str) -> tuple[str, str]:
+    """Undo the functions' packing of two names. The length counts bytes."""
     length, _, rest = name.partition(":")
     raw = rest.encode()
     return raw[: int(length)].decode(), raw[int(length) :].decode()

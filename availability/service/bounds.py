@@ -197,6 +197,16 @@ def _feed(request: Any) -> Claim:
     return Claim(names={SOURCES: [request.source], NODES: [request.node]}, owner=(SOURCES, NODES))
 
 
+def _report(request: Any) -> Claim:
+    return Claim(
+        names={
+            SOURCES: [request.source],
+            NODES: _some(*(one.node for one in (*request.wrong, *request.over))),
+        },
+        owner=(SOURCES,),
+    )
+
+
 CLAIMS: Mapping[str, Claims] = {
     "GetAvailability": _channel_read,
     "BatchGetAvailability": _channel_read,
@@ -222,6 +232,7 @@ CLAIMS: Mapping[str, Claims] = {
     "SetRingFence": _channel,
     "SetFeed": _feed,
     "GetPolicy": _channel,
+    "ReportExceptions": _report,
 }
 """By method. Closed to bound tokens on purpose: ExplainAvailability (it names the holds and orders of other channels
 behind the same stock), ListReservations, ListPolicies and SetKit (they concern every channel)."""

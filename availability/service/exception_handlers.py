@@ -1,4 +1,7 @@
-"""Exceptions told to people and service desks: a list, a hand that takes one, a stream that can be resumed."""
+"""Exceptions told to people and service desks: a list, a hand that takes one, a stream that can be resumed.
+
+And reported by programs that see what no server can: how ingest, reconciliation and publishers fare.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,42 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as BadBase64
 from collections.abc import Collection, Iterator
 
+from msgspec.structs import replace
+
 from availability.domain.errors import Reason, ServiceError, invalid
-from availability.domain.exceptions import NOTE_BYTES_MAX, ExceptionCategory
+from availability.domain.exceptions import (
+    NOTE_BYTES_MAX,
+    REPORT_MAX,
+    REPORTED,
+    RULES,
+    SUBJECT_NAMES_MAX,
+    ExceptionCategory,
+    exception_id,
+)
 from availability.domain.exceptions import ExceptionState as Life
-from availability.domain.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from availability.domain.limits import BALANCE_ABS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from availability.domain.text import text_problem
 from availability.domain.version import Version
 from availability.ledger import calls
-from availability.ledger.exceptions import point
+from availability.ledger.exceptions import point, sighting
 from availability.ledger.ledger import Ledger
 from availability.ledger.record import ExceptionState
 from availability.replica.replica import Replica
 from availability.service.context import CallContext
 from availability.service.exception_book import ExceptionBook
 from availability.service.ledger_calls import call, ledger_failures, refuse
-from availability.service.requests import check_reference, request_key, timestamp
+from availability.service.requests import check_id, check_reference, request_key, timestamp
 from availability.v1 import exception_pb2 as pb
 
 WATCH_POLL_S = 0.5
 MESSAGE_MAX = 200
 """Exceptions of one message of the stream; those of one version stay together."""
+REPORT_MESSAGE_BYTES_MAX = 2_000
+"""Of a reported sentence, before it is cut to what is kept."""
 RESUME_WAIT_S = 2.0
 """How long a watcher that is ahead of this server waits for it."""
+
+_REPORTED = frozenset(int(category) for category in REPORTED)
 
 SortKey = tuple[int, int, str]
 
@@ -36,10 +53,13 @@ SortKey = tuple[int, int, str]
 class ExceptionHandlers:
     """ExceptionService."""
 
-    def __init__(self, ledger: Ledger, replica: Replica, book: ExceptionBook) -> None:
+    def __init__(
+        self, ledger: Ledger, replica: Replica, book: ExceptionBook, limits: calls.ReportLimits
+    ) -> None:
         self._ledger = ledger
         self._replica = replica
         self._book = book
+        self._limits = limits
 
     def list_exceptions(
         self, request: pb.ListExceptionsRequest, ctx: CallContext
@@ -87,6 +107,32 @@ class ExceptionHandlers:
             exception=None if state is None else _shown(state, self._book.clock_ms),
             version=reply.version,
             replayed=reply.replayed,
+        )
+
+    def report_exceptions(
+        self, request: pb.ReportExceptionsRequest, ctx: CallContext
+    ) -> pb.ReportExceptionsResponse:
+        """Keep what a program sees is wrong, and end what it sees is over."""
+        check_id(request.source, "source")
+        for name, told in (("wrong", request.wrong), ("over", request.over)):
+            if len(told) > REPORT_MAX:
+                raise ServiceError(
+                    Reason.BATCH_TOO_LARGE,
+                    f"{len(told)} in {name}, at most {REPORT_MAX}",
+                    limit=str(REPORT_MAX),
+                )
+        seen = [_sighting(request.source, one) for one in request.wrong]
+        over = [_reported_id(request.source, one) for one in request.over]
+        command = calls.Report(ctx.principal.id, 0, 0, seen, over, self._limits)
+        reply = call(ctx, lambda: self._ledger.report_exceptions(command, ctx.deadline))
+        if reply.status != "OK":
+            raise refuse(reply.status)
+        return pb.ReportExceptionsResponse(
+            exception_ids=[one.exception_id for one in seen],
+            opened_count=reply.opened,
+            resolved_count=reply.resolved,
+            left_out_count=reply.left_out,
+            version=reply.version,
         )
 
     def watch_exceptions(
@@ -150,6 +196,45 @@ class ExceptionHandlers:
                 Reason.STALE, "this server has not reached the version yet", version=str(version)
             )
         return point(version)
+
+
+def _reported_id(source: str, one: pb.ReportedException) -> str:
+    """The id of what a program reports; its source is part of it."""
+    if int(one.category) not in _REPORTED:
+        allowed = ", ".join(sorted(category.name for category in REPORTED))
+        raise invalid(
+            f"category must be one of {allowed}: the service sees the others itself", field="category"
+        )
+    if not 1 <= len(one.subject) <= SUBJECT_NAMES_MAX:
+        raise invalid(f"subject must have 1 to {SUBJECT_NAMES_MAX} names", field="subject")
+    for name in one.subject:
+        check_reference(name, "subject", required=True)
+    return exception_id(ExceptionCategory(one.category), source, *one.subject)
+
+
+def _sighting(source: str, one: pb.ReportedException) -> calls.Sighting:
+    _reported_id(source, one)
+    problem = text_problem(one.message, "message", bytes_max=REPORT_MESSAGE_BYTES_MAX)
+    if problem is not None:
+        raise invalid(problem, field="message")
+    for value, what in ((one.sku, "sku"), (one.node, "node"), (one.stream, "stream")):
+        check_id(value, what, required=False)
+    if abs(one.quantity) > BALANCE_ABS_MAX:
+        raise invalid(f"quantity must be -{BALANCE_ABS_MAX} to {BALANCE_ABS_MAX}", field="quantity")
+    if one.severity not in pb.ExceptionSeverity.values():
+        raise invalid("no such severity", field="severity")
+    category = ExceptionCategory(one.category)
+    seen = sighting(
+        category,
+        (source, *one.subject),
+        one.message,
+        sku=one.sku,
+        node=one.node,
+        source=source,
+        stream=one.stream,
+        quantity=one.quantity,
+    )
+    return replace(seen, severity=one.severity or int(RULES[category].severity))
 
 
 def _categories(asked: Collection[int]) -> Collection[int]:

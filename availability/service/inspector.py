@@ -26,7 +26,7 @@ from availability.domain.version import ZERO, Version
 from availability.ledger import calls
 from availability.ledger.errors import LedgerError
 from availability.ledger.exceptions import ExceptionReporter, sighting
-from availability.ledger.ledger import Behind, Ledger, split_order_name
+from availability.ledger.ledger import Behind, Ledger, split_order_name, split_pair
 from availability.ledger.record import AtRisk, ExceptionState
 from availability.replica.anomalies import Anomalies, Wrong
 from availability.replica.replica import Replica
@@ -52,7 +52,13 @@ OF_POSITIONS = frozenset(
     }
 )
 OF_THE_LEDGER = frozenset(
-    {ExceptionCategory.ORDER_UNCONFIRMED, ExceptionCategory.FEED_STALE, ExceptionCategory.PARKED_STREAM}
+    {
+        ExceptionCategory.ORDER_UNCONFIRMED,
+        ExceptionCategory.FEED_STALE,
+        ExceptionCategory.PARKED_STREAM,
+        ExceptionCategory.SHORT_PICK,
+        ExceptionCategory.DAMAGE,
+    }
 )
 
 Publish = Callable[[Mapping[tuple[int, int], int], Mapping[int, int], ExceptionFigures], None]
@@ -61,7 +67,7 @@ Publish = Callable[[Mapping[tuple[int, int], int], Mapping[int, int], ExceptionF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectorSettings:
-    """When something is worth a person's look. Times in milliseconds."""
+    """When something is worth a person's look. Times in milliseconds; units of one position, 0: never."""
 
     interval_ms: int = 1_000
     resolve_after_ms: int = 10_000
@@ -70,6 +76,8 @@ class InspectorSettings:
     keep_ms: int = 24 * 3_600_000
     parked_ms: int = 30_000
     order_unconfirmed_ms: int = 3_600_000
+    short_pick_units: int = 10
+    damage_units: int = 10
     open_max: int = EXCEPTIONS_OPEN_MAX
     max_staleness_ms: int = 2_000
 
@@ -239,7 +247,11 @@ class Inspector:
             return
         s = self._settings
         troubles = self._ledger.troubles(
-            parked_ms=s.parked_ms, unconfirmed_ms=s.order_unconfirmed_ms, count=min(1_000, s.open_max)
+            parked_ms=s.parked_ms,
+            unconfirmed_ms=s.order_unconfirmed_ms,
+            count=min(1_000, s.open_max),
+            short_pick_units=s.short_pick_units,
+            damage_units=s.damage_units,
         )
         self._ask_at = now + LEDGER_INTERVAL_S
         self._ledger_looked_at = troubles.head.version
@@ -398,6 +410,30 @@ def _of_troubles(troubles: calls.Troubles) -> Iterator[Candidate]:
         message = f"order {ref} of {source} was committed, and nobody has confirmed or served it since"
         seen = sighting(ExceptionCategory.ORDER_UNCONFIRMED, (source, ref), message, source=source)
         yield Candidate(seen, order=(source, ref))
+
+    yield from _of_quarantine(
+        ExceptionCategory.SHORT_PICK, troubles.short_picks, "were not found by a picker and are to be counted"
+    )
+    yield from _of_quarantine(
+        ExceptionCategory.DAMAGE, troubles.damages, "are damaged and wait for a decision"
+    )
+
+
+def _of_quarantine(
+    category: ExceptionCategory, found: Iterable[tuple[str, int]], what: str
+) -> Iterator[Candidate]:
+    for name, units in found:
+        sku, node = split_pair(name)
+        yield Candidate(
+            sighting(
+                category,
+                (sku, node),
+                f"{units} units of {sku} at {node} {what}",
+                sku=sku,
+                node=node,
+                quantity=units,
+            )
+        )
 
 
 def _behind(behind: Behind, sku: str, nodes: tuple[str, ...]) -> list[AtRisk]:

@@ -119,6 +119,7 @@ RPCS: tuple[Rpc, ...] = (
     ),
     *_rpcs("ExceptionService", Scope.READ, ListExceptions=CallClass.READ),
     *_rpcs("ExceptionService", Scope.ADMIN, AcknowledgeException=CallClass.ADMIN),
+    *_rpcs("ExceptionService", Scope.INGEST, ReportExceptions=CallClass.INGEST),
     Rpc(
         service="ExceptionService",
         method="WatchExceptions",

@@ -46,6 +46,14 @@ class _ExceptionCategoryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exc
     """Reconciliation found a variance that it may not correct by itself."""
     EXCEPTION_CATEGORY_PUBLISH_FAILED: _ExceptionCategory.ValueType  # 9
     """A storefront does not take or does not keep a quantity."""
+    EXCEPTION_CATEGORY_SHORT_PICK: _ExceptionCategory.ValueType  # 10
+    """Units that a picker did not find wait in quarantine: stock that was counted and is not there."""
+    EXCEPTION_CATEGORY_DAMAGE: _ExceptionCategory.ValueType  # 11
+    """Damaged units wait in quarantine."""
+    EXCEPTION_CATEGORY_UNKNOWN_SKU: _ExceptionCategory.ValueType  # 12
+    """A source names skus that nobody knows."""
+    EXCEPTION_CATEGORY_FEED_FAILED: _ExceptionCategory.ValueType  # 13
+    """Nothing can be fetched from a source, or its door is shut because too much waits."""
 
 class ExceptionCategory(_ExceptionCategory, metaclass=_ExceptionCategoryEnumTypeWrapper):
     """ExceptionCategory is what is wrong."""
@@ -70,6 +78,14 @@ EXCEPTION_CATEGORY_VARIANCE: ExceptionCategory.ValueType  # 8
 """Reconciliation found a variance that it may not correct by itself."""
 EXCEPTION_CATEGORY_PUBLISH_FAILED: ExceptionCategory.ValueType  # 9
 """A storefront does not take or does not keep a quantity."""
+EXCEPTION_CATEGORY_SHORT_PICK: ExceptionCategory.ValueType  # 10
+"""Units that a picker did not find wait in quarantine: stock that was counted and is not there."""
+EXCEPTION_CATEGORY_DAMAGE: ExceptionCategory.ValueType  # 11
+"""Damaged units wait in quarantine."""
+EXCEPTION_CATEGORY_UNKNOWN_SKU: ExceptionCategory.ValueType  # 12
+"""A source names skus that nobody knows."""
+EXCEPTION_CATEGORY_FEED_FAILED: ExceptionCategory.ValueType  # 13
+"""Nothing can be fetched from a source, or its door is shut because too much waits."""
 Global___ExceptionCategory: _TypeAlias = ExceptionCategory  # noqa: Y015
 
 class _ExceptionSeverity:
@@ -455,3 +471,129 @@ class WatchExceptionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchExceptionsResponse: _TypeAlias = WatchExceptionsResponse  # noqa: Y015
+
+@_typing.final
+class ReportedException(_message.Message):
+    """ReportedException is one thing that a program sees is wrong, or that is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    category: Global___ExceptionCategory.ValueType
+    """Required. What is wrong: DEAD_LETTER, VARIANCE, PUBLISH_FAILED, UNKNOWN_SKU or FEED_FAILED. The service sees the others itself."""
+    message: _builtins.str
+    """Required. What it is, in a sentence of at most 300 characters (more is cut); not needed of what is over."""
+    severity: Global___ExceptionSeverity.ValueType
+    """Optional. How soon a person must look; the category's own where not set."""
+    sku: _builtins.str
+    """Optional. Sellable unit code, where it is about one."""
+    node: _builtins.str
+    """Optional. Node code, where it is about one."""
+    stream: _builtins.str
+    """Optional. The source's stream, where it is about one."""
+    quantity: _builtins.int
+    """Optional. Units or numbers in question."""
+    @_builtins.property
+    def subject(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. What it is about, 1 to 8 names of at most 128 bytes: with category and source they are the exception."""
+
+    def __init__(
+        self,
+        *,
+        category: Global___ExceptionCategory.ValueType = ...,
+        subject: _abc.Iterable[_builtins.str] | None = ...,
+        message: _builtins.str = ...,
+        severity: Global___ExceptionSeverity.ValueType = ...,
+        sku: _builtins.str = ...,
+        node: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "message", b"message", "node", b"node", "quantity", b"quantity", "severity", b"severity", "sku", b"sku", "stream", b"stream", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportedException: _TypeAlias = ReportedException  # noqa: Y015
+
+@_typing.final
+class ReportExceptionsRequest(_message.Message):
+    """ReportExceptionsRequest reports at most 100 that are wrong and 100 that are over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    WRONG_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Required. For which source; what is reported for one is never another's."""
+    @_builtins.property
+    def wrong(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedException]:
+        """Optional. What is wrong now."""
+
+    @_builtins.property
+    def over(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedException]:
+        """Optional. What is over: category and subject. Nothing happens where it is not known."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        wrong: _abc.Iterable[Global___ReportedException] | None = ...,
+        over: _abc.Iterable[Global___ReportedException] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["over", b"over", "source", b"source", "wrong", b"wrong"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportExceptionsRequest: _TypeAlias = ReportExceptionsRequest  # noqa: Y015
+
+@_typing.final
+class ReportExceptionsResponse(_message.Message):
+    """ReportExceptionsResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCEPTION_IDS_FIELD_NUMBER: _builtins.int
+    OPENED_COUNT_FIELD_NUMBER: _builtins.int
+    RESOLVED_COUNT_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    opened_count: _builtins.int
+    """Output only. How many were not known before."""
+    resolved_count: _builtins.int
+    """Output only. How many are over by this."""
+    left_out_count: _builtins.int
+    """Output only. How many new ones found no room beside more severe ones."""
+    version: _builtins.str
+    """Output only. Version at which the ledger has them."""
+    @_builtins.property
+    def exception_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Ids of what is wrong, in their order."""
+
+    def __init__(
+        self,
+        *,
+        exception_ids: _abc.Iterable[_builtins.str] | None = ...,
+        opened_count: _builtins.int = ...,
+        resolved_count: _builtins.int = ...,
+        left_out_count: _builtins.int = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exception_ids", b"exception_ids", "left_out_count", b"left_out_count", "opened_count", b"opened_count", "resolved_count", b"resolved_count", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportExceptionsResponse: _TypeAlias = ReportExceptionsResponse  # noqa: Y015

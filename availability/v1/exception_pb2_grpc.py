@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ExceptionServiceStub:
-    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand.
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand, ingest to report.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,15 @@ class ExceptionServiceStub:
                 request_serializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsRequest.SerializeToString,
                 response_deserializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsResponse.FromString,
                 _registered_method=True)
+        self.ReportExceptions = channel.unary_unary(
+                '/availability.v1.ExceptionService/ReportExceptions',
+                request_serializer=availability_dot_v1_dot_exception__pb2.ReportExceptionsRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_exception__pb2.ReportExceptionsResponse.FromString,
+                _registered_method=True)
 
 
 class ExceptionServiceServicer:
-    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand.
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand, ingest to report.
     """
 
     def ListExceptions(self, request, context):
@@ -77,6 +82,14 @@ class ExceptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportExceptions(self, request, context):
+        """ReportExceptions tells what a program outside of the service sees: dead letters, failing feeds, variances, a storefront that
+        does not answer. To say the same again is the same exception. Errors: INVALID_REQUEST, BATCH_TOO_LARGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExceptionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +108,11 @@ def add_ExceptionServiceServicer_to_server(servicer, server):
                     request_deserializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsRequest.FromString,
                     response_serializer=availability_dot_v1_dot_exception__pb2.WatchExceptionsResponse.SerializeToString,
             ),
+            'ReportExceptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportExceptions,
+                    request_deserializer=availability_dot_v1_dot_exception__pb2.ReportExceptionsRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_exception__pb2.ReportExceptionsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'availability.v1.ExceptionService', rpc_method_handlers)
@@ -104,7 +122,7 @@ def add_ExceptionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExceptionService:
-    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand.
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand, ingest to report.
     """
 
     @staticmethod
@@ -178,6 +196,33 @@ class ExceptionService:
             '/availability.v1.ExceptionService/WatchExceptions',
             availability_dot_v1_dot_exception__pb2.WatchExceptionsRequest.SerializeToString,
             availability_dot_v1_dot_exception__pb2.WatchExceptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportExceptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.ExceptionService/ReportExceptions',
+            availability_dot_v1_dot_exception__pb2.ReportExceptionsRequest.SerializeToString,
+            availability_dot_v1_dot_exception__pb2.ReportExceptionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

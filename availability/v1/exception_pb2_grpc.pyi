@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ExceptionServiceStub:
-    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand."""
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand, ingest to report."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,10 +39,14 @@ class ExceptionServiceStub:
     """AcknowledgeException says that the caller has an exception in hand. Errors: EXCEPTION_NOT_FOUND, EXCEPTION_RESOLVED."""
     WatchExceptions: _grpc.UnaryStreamMultiCallable[_exception_pb2.WatchExceptionsRequest, _exception_pb2.WatchExceptionsResponse]
     """WatchExceptions streams what is open, then each change; it can be resumed. Errors: VERSION_LOST."""
+    ReportExceptions: _grpc.UnaryUnaryMultiCallable[_exception_pb2.ReportExceptionsRequest, _exception_pb2.ReportExceptionsResponse]
+    """ReportExceptions tells what a program outside of the service sees: dead letters, failing feeds, variances, a storefront that
+    does not answer. To say the same again is the same exception. Errors: INVALID_REQUEST, BATCH_TOO_LARGE.
+    """
 
 @_typing.type_check_only
 class ExceptionServiceAsyncStub(ExceptionServiceStub):
-    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand."""
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand, ingest to report."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListExceptions: _aio.UnaryUnaryMultiCallable[_exception_pb2.ListExceptionsRequest, _exception_pb2.ListExceptionsResponse]  # type: ignore[assignment]
@@ -51,9 +55,13 @@ class ExceptionServiceAsyncStub(ExceptionServiceStub):
     """AcknowledgeException says that the caller has an exception in hand. Errors: EXCEPTION_NOT_FOUND, EXCEPTION_RESOLVED."""
     WatchExceptions: _aio.UnaryStreamMultiCallable[_exception_pb2.WatchExceptionsRequest, _exception_pb2.WatchExceptionsResponse]  # type: ignore[assignment]
     """WatchExceptions streams what is open, then each change; it can be resumed. Errors: VERSION_LOST."""
+    ReportExceptions: _aio.UnaryUnaryMultiCallable[_exception_pb2.ReportExceptionsRequest, _exception_pb2.ReportExceptionsResponse]  # type: ignore[assignment]
+    """ReportExceptions tells what a program outside of the service sees: dead letters, failing feeds, variances, a storefront that
+    does not answer. To say the same again is the same exception. Errors: INVALID_REQUEST, BATCH_TOO_LARGE.
+    """
 
 class ExceptionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand."""
+    """ExceptionService tells people and service desks what is wrong. Scope: read; admin to take something in hand, ingest to report."""
 
     @_abc_1.abstractmethod
     def ListExceptions(
@@ -78,5 +86,15 @@ class ExceptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exception_pb2.WatchExceptionsResponse], _abc.AsyncIterator[_exception_pb2.WatchExceptionsResponse]]:
         """WatchExceptions streams what is open, then each change; it can be resumed. Errors: VERSION_LOST."""
+
+    @_abc_1.abstractmethod
+    def ReportExceptions(
+        self,
+        request: _exception_pb2.ReportExceptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exception_pb2.ReportExceptionsResponse, _abc.Awaitable[_exception_pb2.ReportExceptionsResponse]]:
+        """ReportExceptions tells what a program outside of the service sees: dead letters, failing feeds, variances, a storefront that
+        does not answer. To say the same again is the same exception. Errors: INVALID_REQUEST, BATCH_TOO_LARGE.
+        """
 
 def add_ExceptionServiceServicer_to_server(servicer: ExceptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

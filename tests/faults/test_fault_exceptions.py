@@ -206,6 +206,42 @@ def test_parked_streams_are_told(lab: Lab) -> None:
     assert parked() == []
 
 
+def test_short_picks_and_damages_are_told(lab: Lab) -> None:
+    """Units that wait in quarantine as short_pick or damage, however the reason is written, from so many units on, the
+    most first; released or written off they are told no more."""
+    lab.control(now_ms=NOW_MS)
+    lab.receive("a", "n1", 50)
+    lab.receive("b{:", "n:2", 50)
+
+    def told(least: int) -> list[tuple[str, int]]:
+        found = lab.ledger.troubles(
+            parked_ms=0, unconfirmed_ms=0, count=10, short_pick_units=least, damage_units=least
+        )
+        return [*found.short_picks, *found.damages]
+
+    lab.tell(
+        delta("QUARANTINE", "a", "n1", 4, reason="Short pick"),
+        delta("QUARANTINE", "a", "n1", 3, reason="short_pick"),
+        delta("QUARANTINE", "a", "n1", 9, reason="inspection"),
+        delta("RECEIPT", "a", "n1", 6, reason="damage"),
+        delta("QUARANTINE", "b{:", "n:2", 8, reason="short-pick"),
+    )
+    short_b, short_a, damaged = ("3:b{:n:2", 8), ("1:an1", 7), ("1:an1", 6)
+    assert told(1) == [short_b, short_a, damaged]
+    assert told(7) == [short_b, short_a]
+    assert told(0) == []
+    lab.tell(
+        delta("QUARANTINE_RELEASE", "b{:", "n:2", 8, reason="short-pick"),
+        delta(
+            "QUARANTINE_RELEASE", "a", "n1", 9, reason="short_pick"
+        ),  # more than there was: they cancel out
+        delta("WRITE_OFF", "a", "n1", 5, reason="damage"),
+    )
+    assert told(1) == [("1:an1", 1)]
+    lab.tell(delta("QUARANTINE", "a", "n1", 4, reason="short_pick"))
+    assert told(1) == [("1:an1", 2), ("1:an1", 1)]
+
+
 def test_two_names_are_never_one_exception() -> None:
     """A subject's names are kept apart in the id."""
     one = sighting(ExceptionCategory.NEGATIVE_ON_HAND, ("ab", "c"), "")

@@ -187,11 +187,40 @@ function Positions.reasons(ctx, s, node)
   return r
 end
 
+-- Reasons that a person must see, however they are written. `quar:<kind>`: (sku, node) -> units, above 0, so that
+-- nobody has to look through the positions.
+local SEEN_KINDS = {short_pick = 'short_pick', damage = 'damage', damaged = 'damage'}
+
+local function units_by_kind(by)
+  local units = {}
+  for reason, quantity in pairs(by) do
+    local kind = SEEN_KINDS[string.gsub(string.lower(reason), '[ -]', '_')]
+    if kind then units[kind] = (units[kind] or 0) + quantity end
+  end
+  return units
+end
+
+local function flush_kinds(ctx, txn, s, node, r)
+  local new, old = units_by_kind(r.by), units_by_kind(r.raw and unpack_msg(r.raw) or {})
+  for _, kind in ipairs({'short_pick', 'damage'}) do
+    if new[kind] or old[kind] then
+      local key, name, units = ctx.base .. 'quar:' .. kind, pair(s.sku, node), new[kind] or 0
+      local score = call('ZSCORE', key, name)
+      if units > 0 then
+        txn:put('ZADD', key, units, name, score and tonumber(score))
+      elseif score then
+        txn:put('ZREM', key, name, false, tonumber(score))
+      end
+    end
+  end
+end
+
 function Positions.flush_reasons(ctx, txn)
   for _, s in pairs(ctx.skus) do
     if s.reasons then
       for node, r in pairs(s.reasons) do
         if r.dirty then
+          flush_kinds(ctx, txn, s, node, r)
           txn:hash(s.key, 'q' .. node, next(r.by) and pack(r.by) or false, r.raw)
         end
       end

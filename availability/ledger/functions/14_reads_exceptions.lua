@@ -31,7 +31,18 @@ function Reads.exceptions(keys, args)
   return pack({point_of(keys[1]), clock, floor_raw and tonumber(floor_raw) or 0, states, seen, more})
 end
 
--- ARGV[1] = packed {parked_ms, unconfirmed_ms, count}; reply = {head, clock, stale feeds, parked streams, orders}
+-- Positions with at least so many units in quarantine, the most first; 0: none.
+local function quarantined(base, kind, least, count)
+  local found = {}
+  if least == 0 then return found end
+  local key = base .. 'quar:' .. kind
+  local rows = call('ZRANGE', key, '+inf', int(least), 'BYSCORE', 'REV', 'LIMIT', '0', int(count), 'WITHSCORES')
+  for i = 1, #rows, 2 do found[#found + 1] = {rows[i], tonumber(rows[i + 1])} end
+  return found
+end
+
+-- ARGV[1] = packed {parked_ms, unconfirmed_ms, count, short_pick_units, damage_units};
+-- reply = {head, clock, stale feeds, parked streams, orders, short picks, damages}: the last two {{(sku, node), units}, ...}
 function Reads.troubles(keys, args)
   local ctx, q = clocks(keys), unpack_msg(args[1])
   local feeds, parked, orders = {}, {}, {}
@@ -50,7 +61,8 @@ function Reads.troubles(keys, args)
     rows = call('ZRANGE', ctx.base .. 'ord_unconfirmed', '-inf', due, 'BYSCORE', 'LIMIT', '0', int(q[3]), 'WITHSCORES')
     for i = 1, #rows, 2 do orders[#orders + 1] = {rows[i], tonumber(rows[i + 1])} end
   end
-  return pack({point_of(keys[1]), ctx.clock, feeds, parked, orders})
+  local short, damaged = quarantined(ctx.base, 'short_pick', q[4], q[3]), quarantined(ctx.base, 'damage', q[5], q[3])
+  return pack({point_of(keys[1]), ctx.clock, feeds, parked, orders, short, damaged})
 end
 
 end
