@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from availability.domain.version import Version
-from availability.history import database, tables
+from availability.history import database, shop_tables, tables
 from availability.history.database import DatabaseRefused, DatabaseUnreachable, open_database
 from tests.postgres import database_url, postgres, postgres_url
 
@@ -27,7 +27,7 @@ def test_migrations_make_the_tables_that_the_code_uses(database_url: str, tmp_pa
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "version_table": tables.VERSION_TABLE}
         )
-        assert compare_metadata(context, tables.metadata) == []
+        assert compare_metadata(context, shop_tables.metadata) == []
     engine.dispose()
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy.engine import Connection
 
-from availability.history.tables import VERSION_TABLE, metadata
+from availability.history import shop_tables
+from availability.history.tables import VERSION_TABLE
+
+metadata = shop_tables.metadata  # the journal's tables, and the shops'
 
 connection = context.config.attributes["connection"]
 assert isinstance(connection, Connection)
