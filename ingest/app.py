@@ -16,8 +16,10 @@ import structlog
 from sqlalchemy.engine import Engine
 
 from availability.client import Acked, Client, ClientError
+from availability.telemetry import IngestMetrics
 from availability.v1 import stock_pb2 as pb
 from ingest.database import artifacts, open_database
+from ingest.figures import RowCounter, source_figures
 from ingest.ledger_views import LedgerRecipes, on_hand_of
 from ingest.letters import DISCARDED, REPLAYED, KeptLetter, Letters
 from ingest.operations import Operations
@@ -68,6 +70,7 @@ class IngestDesk:
     """Everything that the commands need; close it after use."""
 
     def __init__(self, sources: dict[str, SourceSettings], engine: Engine, client: Client) -> None:
+        self.metrics = IngestMetrics()
         self.sources = sources
         self.client = client
         self.engine = engine
@@ -153,17 +156,22 @@ class IngestDesk:
         told: Callable[[str], None],
     ) -> None:
         """Carry what the drop folders hold; not ``once``: until stopped. An unreachable ledger is waited for."""
+        counters = {name: RowCounter(self.metrics, name) for name in self.sources}
         folders = {
-            name: DropFolderSource(settings.drop, self.pipeline(name), watch=_watching(watch, name))
+            name: DropFolderSource(
+                settings.drop, self.pipeline(name), watch=_watching(watch, name, counters[name])
+            )
             for name, settings in self.sources.items()
             if settings.drop is not None
         }
         if not folders:
             raise SettingsRefused("no source has a [drop] folder")
+        every = {name: folders.get(name) for name in self.sources}
+        self.metrics.watch(lambda: source_figures(self.engine, every, time.time()))
         feeds = self.feeds()
         if not once:
             with fetching(feeds, told) as broken:
-                self._carry(folders, once=False, stopped=lambda: stopped() or broken(), told=told)
+                self._carry(folders, counters, once=False, stopped=lambda: stopped() or broken(), told=told)
             return
         failures = []
         for feed in feeds:
@@ -171,7 +179,7 @@ class IngestDesk:
                 feed.fetch(once=True)
             except FeedFailed as error:  # what the others brought is carried first
                 failures.append(f"{feed.source}: {feed.kind}: {error.reason}: {error}")
-        self._carry(folders, once=True, stopped=stopped, told=told)
+        self._carry(folders, counters, once=True, stopped=stopped, told=told)
         if failures:
             raise FeedFailed("NOT_FETCHED", "\n".join(failures))
 
@@ -210,6 +218,7 @@ class IngestDesk:
     def _carry(
         self,
         folders: dict[str, DropFolderSource],
+        counters: dict[str, RowCounter],
         *,
         once: bool,
         stopped: Callable[[], bool],
@@ -233,9 +242,12 @@ class IngestDesk:
                         left = f", {folder.waiting} wait" if folder.waiting else ""
                         told(f"{name}: {path.name}: {outcome.state}{known}{reason}{left}")
                         upkeep.carried(name)
+                        self.metrics.artifact(name, "known" if outcome.known else outcome.state.lower())
+                        counters[name].count(outcome.progress)
                         if stopped():
                             return
                 upkeep.after_files()
+                self.metrics.ledger_away(False)
                 if away_since:
                     _LOG.info("caught up", away_s=round(time.monotonic() - away_since))
                 pause_s, away_since = POLL_S, 0.0
@@ -243,6 +255,7 @@ class IngestDesk:
                 if once or error.code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT"):
                     raise
                 away_since = away_since or time.monotonic()
+                self.metrics.ledger_away(True)
                 waiting = {name: len(folder.ready()) for name, folder in folders.items()}
                 _LOG.warning(
                     "the ledger does not take deltas; files wait", reason=error.reason, waiting=waiting
@@ -294,8 +307,14 @@ class IngestDesk:
             return [RunRow(**row) for row in connection.execute(query).mappings()]
 
 
-def _watching(watch: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
-    return lambda progress: watch(name, progress)
+def _watching(
+    watch: Callable[[str, Progress], None], name: str, counter: RowCounter
+) -> Callable[[Progress], None]:
+    def progressed(progress: Progress) -> None:
+        counter.count(progress)
+        watch(name, progress)
+
+    return progressed
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from availability.cli.options import parse_duration_s, parse_lines
 from availability.cli.root import run
 from availability.demo.books import Buffer, Channel
 from availability.v1 import availability_pb2 as av
+from tests.conftest import Server
 from tests.fake_service import FakeService, serving
 
 HELP_CPU_S_MAX = 0.7
@@ -270,3 +271,14 @@ def test_help_is_fast() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent_s < HELP_CPU_S_MAX
+
+
+def test_health_says_whether_a_server_serves(capsys: pytest.CaptureFixture[str], server: Server) -> None:
+    """Of all, of one service, and of the process alone; nobody there: exit code 4 and one line."""
+    for service in ("", "availability.v1.AvailabilityService", "liveness"):
+        assert run(["health", "--target", server.grpc, "--service", service]) == 0
+        assert capsys.readouterr().out == "SERVING\n"
+    assert run(["health", "--target", server.grpc, "--service", "nothing"]) == 4
+    assert "NOT_FOUND" in capsys.readouterr().err
+    assert run(["health", "--target", "127.0.0.1:1"]) == 4
+    assert capsys.readouterr().err.count("\n") == 1

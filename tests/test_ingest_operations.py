@@ -622,3 +622,37 @@ def test_a_gap_of_nobody_is_refused(works: Works) -> None:
     source = works.source("wms", columns=NUMBERS)
     with pytest.raises(ClientError):
         works.desk.operations.skip_gap(source, "s", 3, "")
+
+
+def test_metrics_tell_what_came_and_what_waits(works: Works) -> None:
+    """Rows and files by what became of them; letters, waiting files, a parked stream and the source's age."""
+    wms = works.source("wms", columns=NUMBERS + 'occurred_time = "at"\n')
+    tea = works.names.sku("tea")
+    works.write(wms, f"RECEIPT,{tea},{works.node},5,s,1,{AT}", f"RECEIPT,{tea},{works.node},x,s,2,{AT}")
+    works.write(wms, f"RECEIPT,{tea},{works.node},5,s,4,{AT}")
+    desk = works.desk
+
+    def scrape(name: str, **labels: str) -> float | None:
+        value: float | None = desk.metrics.registry.get_sample_value(
+            f"availability_ingest_{name}", {**labels, "source": wms}
+        )
+        return value
+
+    desk.run(once=True, stopped=lambda: False, watch=lambda *_: None, told=lambda _: None)
+    assert scrape("rows_total", result="applied") == 1
+    assert scrape("rows_total", result="refused") == 1
+    assert scrape("artifacts_total", state="done") == 1
+    assert scrape("files_waiting") == 1
+    assert scrape("dead_letters", category="VALIDATION") == 1
+    for name in ("parked_age_seconds", "dead_letter_age_seconds"):
+        age = scrape(name)
+        assert age is not None
+        assert 0 < age < 60
+    source_age = scrape("source_age_seconds")
+    assert source_age is not None
+    assert source_age > 86_400  # it told of the first of November
+    works.write(wms, f"RECEIPT,{tea},{works.node},5,s,3,{AT}")
+    desk.run(once=True, stopped=lambda: False, watch=lambda *_: None, told=lambda _: None)
+    desk.run(once=True, stopped=lambda: False, watch=lambda *_: None, told=lambda _: None)
+    assert scrape("rows_total", result="applied") == 3
+    assert (scrape("files_waiting"), scrape("parked_age_seconds")) == (0, 0)

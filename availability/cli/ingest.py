@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from availability.cli.errors import EXIT_REFUSED, CommandError, usage
+from availability.cli.observe import LogFormat, LogLevel, MetricsListen, observed
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
 from availability.cli.output import console, print_json, table
 
@@ -60,6 +61,9 @@ def run(
     http: Annotated[
         str, typer.Option("--http", metavar="HOST:PORT", help="Take webhooks here as well; port 0: any.")
     ] = "",
+    metrics: MetricsListen = "",
+    log_format: LogFormat = "",
+    log_level: LogLevel = "INFO",
     target: Target = DEFAULT_TARGET,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
@@ -94,6 +98,7 @@ def run(
 
     with ExitStack() as stack:
         desk = stack.enter_context(_desk(sources, database, target, token_file, tls_ca))
+        stack.enter_context(observed(metrics, desk.metrics.registry, log_format, log_level))
         stack.enter_context(bar)
         if http:
             bar.console.print(f"webhooks at {stack.enter_context(desk.doors(http))}/events/SOURCE")

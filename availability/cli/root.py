@@ -12,6 +12,7 @@ import typer
 
 from availability.cli import (
     exceptions,
+    health,
     ingest,
     ingest_operations,
     order,
@@ -63,6 +64,7 @@ def _root(
 
 app.command("serve", rich_help_panel="Server")(server.serve)
 app.command("demo", rich_help_panel="Server")(server.demo)
+app.command("health", rich_help_panel="Server")(health.health)
 app.command("doctor", rich_help_panel="Server")(server.doctor)
 app.add_typer(token.app, name="token", rich_help_panel="Server")
 app.command("get", rich_help_panel="Reading")(reads.get)

@@ -16,6 +16,8 @@ from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]  #
 _LOG = structlog.get_logger(__name__)
 
 OVERALL = ""
+LIVENESS = "liveness"
+"""Serves while this process answers at all, whatever becomes of the ledger: a restart mends nothing else."""
 INTERVAL_S = 0.25
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -49,6 +51,7 @@ class Health:
         self._ended = threading.Event()
         for service in (OVERALL, *self._checks):
             self._tell(service, False)
+        self._tell(LIVENESS, True)
 
     def start(self, interval_s: float = INTERVAL_S) -> None:
         """Refresh now, and then again and again on a thread until the server drains."""
