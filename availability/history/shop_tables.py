@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 from availability.history.tables import Name, metadata
 
+__all__ = ["metadata", "shop_letters", "shop_listings", "shop_skus", "shops"]
+
 shop_skus = sa.Table(
     "shop_skus",
     metadata,
