@@ -319,6 +319,8 @@ def ledger_settings(settings: Settings) -> LedgerSettings:
         queue=QueueSettings(
             group_max=settings.commit_queue.group_max,
             gather_ms=settings.commit_queue.gather_ms,
+            group_bytes_max=settings.commit_queue.group_bytes_max,
+            ahead_bytes_min=settings.commit_queue.ahead_bytes_min,
             wait_replicas=redis.wait_replicas if redis.profile == "ha-confirmed" else 0,
             wait_timeout_ms=redis.wait_timeout_ms,
         ),

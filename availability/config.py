@@ -279,6 +279,18 @@ class CommitQueueSettings(_Section):
     gather_ms: int = Field(
         2, ge=0, le=100, description="Pause between round trips while calls come together, so that more do."
     )
+    group_bytes_max: int = Field(
+        256_000,
+        ge=1_000,
+        le=16_000_000,
+        description="Bytes of one round trip: what a small call may wait for.",
+    )
+    ahead_bytes_min: int = Field(
+        32_000,
+        ge=1,
+        le=16_000_000,
+        description="A group of so many bytes is sent while another is under way.",
+    )
 
 
 class RetentionSettings(_Section):

@@ -1,8 +1,9 @@
 """Group commit: calls that arrive while one round trip is under way travel together in the next pipeline.
 
-One thread owns one connection. Every call carries ids that make it safe to send again (request id, source sequence,
-event id), so after a lost connection or a moved epoch the whole group is sent again in the same order, until each
-call's own deadline. Throughput then follows Redis, not the round trip.
+One thread owns one connection. Batches of deltas are sent one group ahead, so that Redis always finds work. Every
+call carries ids that make it safe to send again (request id, source sequence, event id), so after a lost connection or
+a moved epoch what has no answer is sent again in the same order, until the deadline of each call. Throughput then
+follows Redis, not the round trip.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class NoLedger(LedgerError):
 _LOG = structlog.get_logger(__name__)
 
 DEADLINE_TICK_S = 0.05
+GROUPS_UNDER_WAY_MAX = 2
+"""Redis works on one while the other waits in its socket; more would only make small calls wait longer."""
 DEADLINE_MARGIN_S = 0.1
 """How long before its deadline a caller is told that no answer came, so that the telling still arrives."""
 
@@ -143,17 +146,30 @@ def _unanswered() -> LedgerUnreachable:
     return LedgerUnreachable("Redis did not answer in time; ask again with the same id")
 
 
+@dataclass(slots=True)
+class _Sent:
+    """A group whose answers are awaited, ``replies`` of them; ``calls`` are those of ``every`` that are not settled."""
+
+    calls: list[Pending]
+    every: tuple[Pending, ...]
+    replies: int
+    at: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSettings:
     """Limits of the group commit. ``wait_replicas`` 0 means that no replica confirms.
 
     ``gather_ms``: where calls come together, the time between one group's answers and the next group, so that more
-    come together; a call that comes alone never waits.
+    come together; a call that comes alone never waits. ``ahead_bytes_min``: a group of so many bytes (batches of
+    deltas) is sent while another is under way, so that Redis never waits for us. ``group_bytes_max`` bounds what a
+    small call has to wait for: some 1,500 deltas.
     """
 
     group_max: int = 128
     gather_ms: int = 2
-    group_bytes_max: int = 4_000_000
+    group_bytes_max: int = 256_000
+    ahead_bytes_min: int = 32_000
     wait_replicas: int = 0
     wait_timeout_ms: int = 500
     backoff_min_s: float = 0.02
@@ -184,6 +200,10 @@ class CommitQueue:
         self._epoch = b"0"
         self._heads: dict[str, bytes] = {}  # of packed calls, by function; they hold the epoch
         self._groups = 0
+        self._next: list[Pending] = []  # taken from the queue, not yet sent
+        self._next_bytes = 0
+        self._together = False  # the last group held more than one call
+        self._closing = False
         self._closed = threading.Event()
         self._owed: deque[Pending] = deque()  # in order of submission; those at the front may be finished
         self._deadlines = threading.Thread(target=self._keep_deadlines, name="commit-deadlines", daemon=True)
@@ -241,33 +261,96 @@ class CommitQueue:
     # The thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        together = False
+        under_way: deque[_Sent] = deque()
         while True:
-            if together and self._queue.qsize() < self._settings.group_max:
+            if under_way:
+                self._gather()
+            elif not self._wait_and_gather():
+                return
+            if self._next and (not under_way or self._worth_sending_ahead(under_way)):
+                self._send_next(under_way)
+            else:
+                self._receive(under_way)
+
+    def _wait_and_gather(self) -> bool:
+        """Make the next group where none is under way. False: closed, and nothing is left."""
+        if not self._next and not self._closing:
+            if self._together and self._queue.qsize() < self._settings.group_max:
                 time.sleep(self._settings.gather_ms / 1000)
-            first = self._queue.get()
-            if first is None:
+            self._take(self._queue.get())
+        self._gather()
+        return bool(self._next)
+
+    def _gather(self) -> None:
+        """Add to the next group what is there, up to its limits."""
+        while (
+            not self._closing
+            and len(self._next) < self._settings.group_max
+            and self._next_bytes < self._settings.group_bytes_max
+        ):
+            try:
+                self._take(self._queue.get_nowait())
+            except queue.Empty:
                 return
-            group = [first]
-            size = len(first.payload)
-            closing = False
-            while len(group) < self._settings.group_max and size < self._settings.group_bytes_max:
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None:
-                    closing = True
-                    break
-                group.append(item)
-                size += len(item.payload)
-            together = len(group) > 1
-            started = time.monotonic()
-            self._carry_out(group)
-            if self._on_group is not None:
-                self._on_group(_results(group), time.monotonic() - started)
-            if closing:
+
+    def _take(self, item: Pending | None) -> None:
+        if item is None:
+            self._closing = True
+        else:
+            self._next.append(item)
+            self._next_bytes += len(item.payload)
+
+    def _worth_sending_ahead(self, under_way: deque[_Sent]) -> bool:
+        """Tell whether Redis should find the next group waiting when it is done with the one under way.
+
+        Only for what costs Redis much: small calls rather gather, for each group has a price of its own.
+        """
+        return len(under_way) < GROUPS_UNDER_WAY_MAX and self._next_bytes >= self._settings.ahead_bytes_min
+
+    def _send_next(self, under_way: deque[_Sent]) -> None:
+        group = self._drop_late(self._next)
+        self._together = len(self._next) > 1
+        self._next, self._next_bytes = [], 0
+        if not group:
+            return
+        try:
+            under_way.append(self._send(group))
+        except Exception as error:  # retried or refused where every group is
+            older = [pending for sent in under_way for pending in sent.calls]
+            under_way.clear()
+            self._start_over([*older, *group], error)
+
+    def _receive(self, under_way: deque[_Sent]) -> None:
+        """Settle the oldest group; where some of it must be sent again, all behind it first, to keep the order."""
+        again: list[Pending] = []
+        while under_way:
+            sent = under_way.popleft()
+            try:
+                again += self._read_and_settle(sent)
+            except Exception as error:
+                newer = [pending for later in under_way for pending in later.calls]
+                under_way.clear()
+                self._start_over([*again, *sent.calls, *newer], error)
                 return
+            self._report([pending for pending in sent.every if pending.finished], sent.at)
+            if not again:
+                return
+        self._carry_out_and_report(again)
+
+    def _start_over(self, calls: list[Pending], error: Exception) -> None:
+        """Drop the connection and send what has no answer again, as one group, in the order of submission."""
+        _LOG.warning("calls are sent again", calls=len(calls), cause=str(error))
+        self._drop_connection()
+        self._carry_out_and_report(calls)
+
+    def _carry_out_and_report(self, calls: list[Pending]) -> None:
+        started = time.monotonic()
+        self._carry_out(calls)
+        self._report(calls, started)
+
+    def _report(self, ended: list[Pending], started: float) -> None:
+        if self._on_group is not None and ended:
+            self._on_group(_results(ended), time.monotonic() - started)
 
     def _carry_out(self, group: list[Pending]) -> None:
         """Send a group until each call has an answer or its deadline has passed."""
@@ -305,6 +388,8 @@ class CommitQueue:
         now = time.monotonic()
         kept = []
         for pending in group:
+            if pending.finished:
+                continue
             if pending.deadline > now:
                 kept.append(pending)
                 continue
@@ -321,31 +406,40 @@ class CommitQueue:
             pending.finish(error=error)
 
     def _round_trip(self, group: list[Pending]) -> list[Pending]:
-        """Send all, read all. Returns the calls to send again, in order."""
+        """Send all, read all. Returns the calls to send again, in order; cuts ``group`` to them where it raises."""
+        return self._read_and_settle(self._send(group))
+
+    def _send(self, group: list[Pending]) -> _Sent:
         connection = self._connect()
         if self._epoch == b"0":
             self._shake_hands()
         packed = [self._frame(pending) for pending in group]
-        confirming = self._settings.wait_replicas > 0
-        if confirming:
+        if self._settings.wait_replicas > 0:
             self._groups += 1
             packed.append(_command(b"SET", self._confirm_key.encode(), b"%d" % self._groups))
             wait = (self._settings.wait_replicas, self._settings.wait_timeout_ms)
             packed.append(_command(b"WAIT", *(b"%d" % value for value in wait)))
+        started = time.monotonic()
         try:
             for pending in group:
                 pending.sent = True
             connection.send_packed_command([b"".join(packed)], check_health=False)
-            replies = [self._read(connection) for _ in packed]
+        except (RedisError, OSError) as error:
+            raise translate(error) from error
+        return _Sent(group, tuple(group), len(packed), started)
+
+    def _read_and_settle(self, sent: _Sent) -> list[Pending]:
+        try:
+            replies = [self._read(self._connection) for _ in range(sent.replies)]
         except (RedisError, OSError) as error:
             raise translate(error) from error
         self.last_answer = time.monotonic()
         confirmed = True
-        if confirming:
+        if self._settings.wait_replicas > 0:
             acknowledged = replies.pop()
             replies.pop()
             confirmed = isinstance(acknowledged, int) and acknowledged >= self._settings.wait_replicas
-        return self._settle(group, replies, confirmed)
+        return self._settle(sent.calls, replies, confirmed)
 
     def _frame(self, pending: Pending) -> bytes:
         """Pack one call. Ours, not the client's: the arguments never change their types, which saves half the time."""
