@@ -8,6 +8,8 @@ for these tables. Who keeps what: `tables.py`, and `shop_tables.py` where a publ
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 SQLITE_FILE = "history.sqlite"
 CONNECT_TIMEOUT_S = 5
 BUSY_TIMEOUT_MS = 10_000
+WAL_ATTEMPTS, WAL_PAUSE_S = 100, 0.02
 POOL_MAX = 4
 STATEMENT_TIMEOUT_MS = 60_000
 """A statement that takes longer is ended by PostgreSQL: a caller is told instead of hanging."""
@@ -176,10 +179,23 @@ def _options(url: str) -> dict[str, Any]:  # Any: what create_engine takes
 def _sqlite_connected(connection: Any, _: object) -> None:  # Any: the driver's connection
     connection.isolation_level = None  # transactions begin where we say so, table changes included
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _use_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:  # Any: as above
+    """Switch to the write-ahead log. Whoever is not first may be told `locked` at once, whatever the timeout."""
+    for attempt in range(WAL_ATTEMPTS):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if attempt == WAL_ATTEMPTS - 1:
+                raise
+            time.sleep(WAL_PAUSE_S)
+        else:
+            return
 
 
 def _sqlite_begin(connection: Connection) -> None:

@@ -92,6 +92,7 @@ position_changes = _by_day(
 _c = position_changes.c
 _PLACE = (_c.sku, _c.node, _c.day, _c.version)
 sa.Index("position_changes_place", *_PLACE)
+sa.Index("position_changes_version", _c.version, postgresql_using="brin")
 for _name, _moved in (
     ("stock", sa.or_(_c.on_hand_change != 0, _c.quarantined_change != 0)),
     ("reserved", _c.reserved_change != 0),
@@ -137,7 +138,7 @@ deltas = _by_day(
     sa.Column("occurred_us", sa.BigInteger, nullable=False),
     sa.Column("author", Name, nullable=False),
     sa.Column("correlation_id", Name, nullable=False),
-    sa.Index("deltas_version", "version", "number"),
+    sa.Index("deltas_version", "version", postgresql_using="brin"),
     sa.Index("deltas_sequence", "source", "stream", "source_sequence"),
     sa.Index("deltas_place", "sku", "node", "version"),
 )
@@ -185,11 +186,14 @@ journal_days = sa.Table(
     sa.Column("chain_before", sa.Text, nullable=False),
     sa.Column("last_chain", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False, default="KEPT"),
-    sa.Column("signature", sa.Text, nullable=False, default=""),
+    sa.Column("seal", sa.Text, nullable=False, default=""),
     sa.Column("archive", sa.Text, nullable=False, default=""),
     sa.Column("archive_digest", sa.Text, nullable=False, default=""),
 )
-"""What the journal holds of each day, and the head of its chain. State: KEPT, ARCHIVED, DROPPED."""
+"""What the journal holds of each day, and the head of its chain. State: KEPT, ARCHIVED, DROPPED.
+
+``seal`` (seal.py) closes a day that is over, over all of its row and the seal of the day before it.
+"""
 
 baselines = sa.Table(
     "baselines",
@@ -202,7 +206,7 @@ baselines = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("positions", sa.BigInteger, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("signature", sa.Text, nullable=False, default=""),
+    sa.Column("seal", sa.Text, nullable=False),
 )
 """Points at which every position was noted although no record said so: the history begins there, records between
 ``after_version`` and it are missing (reason GAP), or days before it were dropped (reason RETENTION)."""
@@ -231,6 +235,7 @@ journal_forks = sa.Table(
     sa.Column("records", sa.BigInteger, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("noticed_ms", sa.BigInteger, nullable=False),
+    sa.Column("seal", sa.Text, nullable=False),
 )
 """Failovers that took back what the journal had read: versions after ``kept_version`` up to ``seen_version``."""
 

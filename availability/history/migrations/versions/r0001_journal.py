@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("positions", sa.BigInteger(), nullable=False),
         sa.Column("digest", sa.Text(), nullable=False),
-        sa.Column("signature", sa.Text(), nullable=False),
+        sa.Column("seal", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("version"),
     )
     op.create_table(
@@ -73,7 +73,7 @@ def upgrade() -> None:
     )
     op.create_index("deltas_place", "deltas", ["sku", "node", "version"], unique=False)
     op.create_index("deltas_sequence", "deltas", ["source", "stream", "source_sequence"], unique=False)
-    op.create_index("deltas_version", "deltas", ["version", "number"], unique=False)
+    op.create_index("deltas_version", "deltas", ["version"], unique=False, postgresql_using="brin")
     op.create_table(
         "historian",
         sa.Column("name", sa.Text(), nullable=False),
@@ -108,7 +108,7 @@ def upgrade() -> None:
         sa.Column("chain_before", sa.Text(), nullable=False),
         sa.Column("last_chain", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("signature", sa.Text(), nullable=False),
+        sa.Column("seal", sa.Text(), nullable=False),
         sa.Column("archive", sa.Text(), nullable=False),
         sa.Column("archive_digest", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("day"),
@@ -121,6 +121,7 @@ def upgrade() -> None:
         sa.Column("records", sa.BigInteger(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("noticed_ms", sa.BigInteger(), nullable=False),
+        sa.Column("seal", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("fork"),
     )
     op.create_table(
@@ -216,4 +217,7 @@ def upgrade() -> None:
         sa.Column("sku", _name(), nullable=False),
         sa.Column("node", _name(), nullable=False),
         sa.PrimaryKeyConstraint("sku", "node"),
+    )
+    op.create_index(
+        "position_changes_version", "position_changes", ["version"], unique=False, postgresql_using="brin"
     )
