@@ -6,7 +6,7 @@ Ids are the shop's own, as text. Quantities are base units, as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -178,15 +178,20 @@ class Storefront(Protocol):
     read_max: int
     """Most skus of one ``read_skus``."""
 
-    async def read_skus(self, skus: Sequence[str]) -> list[Listing]:
+    async def read_skus(self, skus: Sequence[str], known: Mapping[str, str] | None = None) -> list[Listing]:
         """Return the listings of these skus (the shop's own spelling), in any order; what is missing is absent.
 
-        More than one listing may come for a sku, and one that differs by case: the caller judges.
+        More than one listing may come for a sku, and one that differs by case: the caller judges. ``known``: ids by
+        sku, for skus that a shop cannot be asked for by name.
         """
         ...
 
+    def route(self, write: StockWrite) -> str:
+        """Return what writes must have in common to travel in one call."""
+        ...
+
     async def write_stock(self, writes: Sequence[StockWrite]) -> list[WriteResult]:
-        """Write numbers; the results stand in the order of the writes. No listing twice in one call.
+        """Write numbers of one route; the results stand in the order of the writes. No listing twice in a call.
 
         Some may be refused and others not. A variation's parent is the caller's word, freshly read.
         """
