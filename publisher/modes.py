@@ -19,12 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-
-class Mode(StrEnum):
-    """Who takes units away when the shop sells."""
-
-    OWNER = "owner"
-    MIRROR = "mirror"
+from publisher.settings import Mode
 
 
 class Step(StrEnum):

@@ -154,6 +154,24 @@ def test_edited_lines_are_told_as_they_stand() -> None:
     assert [fact.kind for fact in folded.facts] == ["cancelled"]
 
 
+def test_a_line_keeps_the_sku_that_it_was_first_read_with() -> None:
+    """With a deleted product the shop names no sku any more, with a renamed one another: the order is the same."""
+    for sku in ("", "B"):
+        folded = walk(order("processing"), order("completed", line(3, sku=sku), at=1))
+        assert {(cell.sku, cell.ordered) for cell in folded.told.cells} == {("A", 3)}
+    unknown = walk(order("processing", line(3, sku=""), line(2, name="2")))
+    assert unknown.unmapped == 1
+    assert ordered(unknown) == 2
+
+
+def test_everything_can_be_said_once_more() -> None:
+    """Words that the ledger refused are said again when the reason is gone, as a new revision."""
+    told = walk(order("processing", line(3), line(2, name="2"))).told
+    again = fold(order("processing", line(3), line(2, name="2")), told, rules=RULES, now_us=T, again=True)
+    assert [fact.quantity for fact in again.facts] == [3, 2]
+    assert again.told.occurred_us > told.occurred_us
+
+
 def test_two_lines_of_one_sku_add_up() -> None:
     """2 and 5 of one product are 7."""
     assert ordered(walk(order("processing", line(2), line(5, name="2")))) == 7

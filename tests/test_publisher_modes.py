@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from publisher.modes import Look, Mode, Step, step
+from publisher.modes import Look, Step, step
+from publisher.settings import Mode
 
 MIRROR, OWNER = Mode.MIRROR, Mode.OWNER
 

@@ -47,9 +47,10 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShopLine:
-    """One line of an order. ``sku`` is the ledger's; ``refunded``: units of the line's refunds.
+    """One line of an order. ``sku`` is the ledger's, empty where the shop names none.
 
-    ``reduced`` is what the shop itself says it took from its stock for the line; None where it says nothing.
+    ``refunded``: units of the line's refunds. ``reduced`` is what the shop itself says it took from its stock for the
+    line; None where it says nothing.
     """
 
     line: str
@@ -61,16 +62,13 @@ class ShopLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShopOrder:
-    """An order as it was read. ``modified_us``: microseconds since 1970, whole seconds, by the shop's clock.
-
-    ``unmapped``: lines without a sku that the ledger could know; they are not among ``lines``.
-    """
+    """An order as it was read. Times: microseconds since 1970, whole seconds, by the shop's clock."""
 
     order_id: int
     status: str
     modified_us: int
+    created_us: int = 0
     lines: tuple[ShopLine, ...] = ()
-    unmapped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +109,8 @@ class Told:
     cells: tuple[Cell, ...] = ()
     returns: tuple[Return, ...] = ()
     kits: tuple[KitUse, ...] = ()
+    skus: tuple[tuple[str, str], ...] = ()
+    """The sku of each line when it was first read: the shop forgets it with the product, and renames it."""
 
     @property
     def open_units(self) -> int:
@@ -140,11 +140,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folded:
-    """The result of ``fold``: what is remembered from now on, and what the ledger has to hear."""
+    """The result of ``fold``: what is remembered from now on, and what the ledger has to hear.
+
+    ``unmapped``: lines of which nobody knows a sku; they are left out.
+    """
 
     outcome: Outcome
     told: Told
     facts: tuple[Fact, ...] = ()
+    unmapped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,27 +192,36 @@ def fold(
     now_us: int,
     kits: Mapping[str, Recipes] | None = None,
     shipped: Shipped | None = None,
+    again: bool = False,
 ) -> Folded:
     """Return what a reading of an order adds to what was told.
 
     ``kits``: recipes of the order's kits, as the ledger's order remembers them, else today's; what ``before`` remembers
     goes first. ``shipped``: the ledger's word; needed where lines have refunds or the shop owns a node. ``now_us``: the
-    time of reading, for the first word of an old order.
+    time of reading, for the first word of an old order. ``again``: say everything once more, whatever was said.
     """
     told = before or Told()
     if order.status in DRAFTS:
         return Folded(outcome=Outcome.DRAFT, told=told)
     if before is not None and order.modified_us < told.modified_us:
         return Folded(outcome=Outcome.OLDER, told=told)
+    order, unmapped = _named(order, told)
     digest = digest_of(order)
-    if before is not None and digest == told.digest:
-        return Folded(outcome=Outcome.UNCHANGED, told=replace(told, modified_us=order.modified_us))
+    if before is not None and digest == told.digest and not again:
+        return Folded(
+            outcome=Outcome.UNCHANGED,
+            told=replace(told, modified_us=order.modified_us),
+            unmapped=unmapped,
+        )
     known = {use.kit: use.recipes for use in told.kits}
     used = {**{kit: recipes for kit, recipes in (kits or {}).items() if kit not in known}, **known}
     wanted = _explode(order, used)
     _lower_refunded(wanted, shipped or {})
-    cells, facts = _order_facts(order, told, wanted, rules)
-    returns = _returns(order, wanted, shipped or {}, rules)
+    cells, facts = _order_facts(order, told, wanted, rules, again)
+    if order.status == VANISHED and not _cancels(VANISHED, rules):
+        returns = told.returns  # nobody can say any more what its lines were
+    else:
+        returns = _returns(order, wanted, shipped or {}, rules)
     facts += _return_facts(told.returns, returns)
     if rules.owned_node:
         facts += _shipment_facts(order, cells, shipped or {}, rules)
@@ -222,8 +235,9 @@ def fold(
         cells=cells,
         returns=returns,
         kits=tuple(KitUse(kit=kit, recipes=used[kit]) for kit in sorted(names & set(used))),
+        skus=tuple(sorted({**{line.line: line.sku for line in order.lines}, **dict(told.skus)}.items())),
     )
-    return Folded(outcome=Outcome.TOLD, told=after, facts=tuple(facts))
+    return Folded(outcome=Outcome.TOLD, told=after, facts=tuple(facts), unmapped=unmapped)
 
 
 def deltas(source: str, order_id: int, told: Told, facts: Sequence[Fact]) -> list[pb.Delta]:
@@ -256,6 +270,17 @@ def skus_of(facts: Sequence[Fact], told: Told) -> frozenset[str]:
     """Return the plain skus that facts may move."""
     named = {fact.sku for fact in facts if fact.sku}
     return frozenset(named | {cell.sku for cell in told.cells}) if facts else frozenset()
+
+
+def _named(order: ShopOrder, told: Told) -> tuple[ShopOrder, int]:
+    """Give each line the sku that it was first read with; leave out lines without one."""
+    known = dict(told.skus)
+    lines = tuple(
+        replace(line, sku=known.get(line.line, line.sku))
+        for line in order.lines
+        if line.sku or line.line in known
+    )
+    return replace(order, lines=lines), len(order.lines) - len(lines)
 
 
 def _explode(order: ShopOrder, kits: Mapping[str, Recipes]) -> dict[tuple[str, str], _Wanted]:
@@ -317,13 +342,17 @@ def _lower_refunded(wanted: Mapping[tuple[str, str], _Wanted], shipped: Shipped)
 
 
 def _order_facts(
-    order: ShopOrder, told: Told, wanted: Mapping[tuple[str, str], _Wanted], rules: Rules
+    order: ShopOrder,
+    told: Told,
+    wanted: Mapping[tuple[str, str], _Wanted],
+    rules: Rules,
+    again: bool,
 ) -> tuple[tuple[Cell, ...], list[Fact]]:
     """Return what is told from now on, and the words that say so."""
     before = {(cell.line, cell.sku): cell.ordered for cell in told.cells}
     if _cancels(order.status, rules):
-        again = _cancels(told.status, rules) and not any(before.values())
-        facts = [] if again else [Fact(kind="cancelled")]
+        said = _cancels(told.status, rules) and not any(before.values())
+        facts = [] if said and not again else [Fact(kind="cancelled")]
         return tuple(Cell(line=line, sku=sku, ordered=0) for line, sku in sorted(before)), facts
     cells, facts = [], []
     for line, sku in sorted(set(before) | set(wanted)):
@@ -332,7 +361,7 @@ def _order_facts(
         if was is None and now == 0:
             continue  # never told, and nothing to tell
         cells.append(Cell(line=line, sku=sku, ordered=now))
-        if now != was:
+        if now != was or again:
             kind = "changed" if told.cells else "placed"
             facts.append(Fact(kind=kind, line=line, sku=sku, quantity=now))
     return tuple(cells), facts
@@ -411,6 +440,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
     cells: tuple[tuple[str, str, int], ...]
     returns: tuple[tuple[str, str, int], ...]
     kits: tuple[tuple[str, Recipes], ...]
+    skus: tuple[tuple[str, str], ...] = ()
 
 
 def to_bytes(told: Told) -> bytes:
@@ -425,6 +455,7 @@ def to_bytes(told: Told) -> bytes:
             tuple((cell.line, cell.sku, cell.ordered) for cell in told.cells),
             tuple((one.sku, one.node, one.quantity) for one in told.returns),
             tuple((use.kit, use.recipes) for use in told.kits),
+            told.skus,
         )
     )
 
@@ -441,4 +472,5 @@ def from_bytes(raw: bytes) -> Told:
         cells=tuple(Cell(line=line, sku=sku, ordered=units) for line, sku, units in kept.cells),
         returns=tuple(Return(sku=sku, node=node, quantity=units) for sku, node, units in kept.returns),
         kits=tuple(KitUse(kit=kit, recipes=recipes) for kit, recipes in kept.kits),
+        skus=kept.skus,
     )

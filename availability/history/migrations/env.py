@@ -5,10 +5,12 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy.engine import Connection
 
-from availability.history import shop_tables
-from availability.history.tables import VERSION_TABLE
+from availability.history import order_tables, shop_tables
+from availability.history.tables import VERSION_TABLE, metadata
 
-metadata = shop_tables.metadata  # the journal's tables, and the shops'
+assert (
+    order_tables.metadata is shop_tables.metadata is metadata
+)  # imported: all tables of all parts are in it
 
 connection = context.config.attributes["connection"]
 assert isinstance(connection, Connection)
