@@ -151,18 +151,20 @@ class OrderPoller:
             )
             if not order_ids:
                 return Moved()
+            told = await self._resend()
             await self._begin()
             present = await self._orders.present(order_ids)
             missing = sorted(set(order_ids) - {order.order_id for order in present})
-            told = (await self._fold(present)).plus(await self._missing(missing))
+            told = told.plus(await self._fold(present)).plus(await self._missing(missing))
             await asyncio.to_thread(self._book.checked, order_ids, now)
         return told
 
     async def retell(self, order_id: int) -> Moved:
         """Read one order and say all of it again: for words that were refused."""
         async with self._lock:
+            told = await self._resend()
             await self._begin()
-            return await self._fold_one(order_id, again=True)
+            return told.plus(await self._fold_one(order_id, again=True))
 
     async def forget(self) -> int:
         """Forget orders that nobody touched for so long; return how many."""
