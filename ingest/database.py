@@ -49,7 +49,7 @@ dead_letters = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("raw", sa.LargeBinary, nullable=False),
     sa.Column("context", sa.LargeBinary, nullable=False),
-    sa.Column("event_id", sa.String(128), nullable=False),
+    sa.Column("event_id", sa.String(128), nullable=False, index=True),
     sa.Column("correlation_id", sa.String(128), nullable=False),
     sa.Column("first_seen_at", sa.Float, nullable=False),
     sa.Column("last_seen_at", sa.Float, nullable=False),

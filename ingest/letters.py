@@ -14,6 +14,8 @@ from ingest.redaction import Redactor
 from ingest.rows import Category
 
 RAW_BYTES_MAX = 100_000
+IN_MAX = 1_000
+"""Names of one query."""
 WAITING, REPLAYED, DISCARDED = "WAITING", "REPLAYED", "DISCARDED"
 
 
@@ -120,6 +122,18 @@ class Letters:
             )
             count += 1
         return count
+
+    def unknown(self, connection: Connection, letters: Sequence[Letter]) -> list[Letter]:
+        """Return those whose event of that source no letter is about, open or closed."""
+        table, known = dead_letters, set[tuple[str, str]]()
+        for first in range(0, len(letters), IN_MAX):
+            part = letters[first : first + IN_MAX]
+            query = sa.select(table.c.source, table.c.event_id).where(
+                table.c.source.in_({letter.source for letter in part}),
+                table.c.event_id.in_([letter.event_id for letter in part]),
+            )
+            known.update((source, event_id) for source, event_id in connection.execute(query))
+        return [letter for letter in letters if (letter.source, letter.event_id) not in known]
 
     def find(
         self,

@@ -40,7 +40,7 @@ BATCH_ROWS_MAX = 4_000
 BATCH_BYTES_MAX = 1_000_000
 """Of rows as they came: what they become, with what a mapping adds, fits a message, and few batches fit memory."""
 OPEN, DONE, REFUSED = "OPEN", "DONE", "REFUSED"
-_REJECTED = pb.DELTA_RESULT_REJECTED
+_REJECTED, _DUPLICATE = pb.DELTA_RESULT_REJECTED, pb.DELTA_RESULT_DUPLICATE
 _CATEGORIES: Mapping[str, Category] = {
     "UNKNOWN_NODE": Category.UNKNOWN_NODE,
     "CONFLICT": Category.CONFLICT,
@@ -332,8 +332,8 @@ class Pipeline:
                 refused = error
             else:
                 return
-        batch.letters.append(self._letter(run, row, refused, delta))
         number = self._mapper.number_only(row) if isinstance(row, Row) else None
+        batch.letters.append(self._letter(run, row, refused, delta if delta is not None else number))
         if number is not None and self._authority.sends:
             assert isinstance(row, Row)
             self._number(batch, row, number.stream, number.source_sequence)
@@ -385,16 +385,17 @@ class Pipeline:
         parked = accepted < len(batch.deltas)
         last = batch.rows[accepted].position - 1 if parked else batch.last
         letters = [letter for letter in batch.letters if letter.position <= last]
+        again: list[Letter] = []
         for detail in answer.details:
-            if (
-                detail.result == _REJECTED
-                and detail.index < accepted
-                and detail.index not in batch.numbers_only
-            ):
+            if not detail.reason or detail.index >= accepted or detail.index in batch.numbers_only:
+                continue
+            # A DUPLICATE with a reason was rejected when it came first: perhaps nobody lived to note it.
+            if detail.result == _REJECTED or detail.result == _DUPLICATE:
                 row = batch.rows[detail.index]
                 category = _CATEGORIES.get(detail.reason, Category.VALIDATION)
                 refused = RowRefused(category, detail.reason, detail.message)
-                letters.append(self._letter(run, row, refused, batch.deltas[detail.index]))
+                letter = self._letter(run, row, refused, batch.deltas[detail.index])
+                (letters if detail.result == _REJECTED else again).append(letter)
         results = list(answer.results[:accepted])
         for index in batch.numbers_only:
             if index < accepted:
@@ -406,6 +407,10 @@ class Pipeline:
         compared = [part for position, part in batch.compared if position <= last]
         now = self._now()
         with self._engine.begin() as connection:
+            if again:
+                lost = self._letters.unknown(connection, again)
+                letters += lost
+                repeated -= len(lost)
             self._letters.put(connection, letters, now)
             self.marks.settled(connection, [*batch.deltas[:accepted], *compared], now)
             counted = self._shadow.add(connection, compared, batch.bases, now) if compared else 0
@@ -441,6 +446,10 @@ class Pipeline:
         self, run: _Run, row: Row | BadRow, refused: RowRefused, delta: pb.Delta | None = None
     ) -> Letter:
         event_id = f"{run.checksum[:24]}:{row.position}"
+        numbered = delta if delta is not None and delta.source_sequence else None
+        if numbered is not None and refused.category != Category.CONFLICT:
+            # However often and in whatever file the source tells this number, it is replayed once.
+            event_id = f"{numbered.stream}:{numbered.source_sequence}"
         return Letter(
             source=self._settings.source,
             artifact=run.name,

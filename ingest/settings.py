@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from availability.domain.limits import REJECTED_NUMBERS_KEPT
 from ingest.formats import FormatSettings
 from ingest.mapping import MappingSettings
 from ingest.redaction import RedactSettings
@@ -278,6 +279,12 @@ class SourceSettings(_Section):
     def _consistent(self) -> SourceSettings:
         if self.webhook is not None and (self.drop is None or self.format.kind != "json_lines"):
             raise ValueError("a webhook needs a [drop] folder for its files and the format json_lines")
+        on_the_way = self.batch_deltas * self.unacked_batches
+        if "source_sequence" in self.mapping.columns and on_the_way > REJECTED_NUMBERS_KEPT:
+            raise ValueError(
+                f"batch_deltas x unacked_batches is {on_the_way}; of a numbered stream at most {REJECTED_NUMBERS_KEPT}"
+                " may be on their way, so that no refusal is lost in a crash"
+            )
         if self.mode == "shadow" and not self.shadow_channel:
             raise ValueError("mode shadow needs a shadow_channel: by it the ledger's figures are read")
         read = {part for column in self.mapping.columns.values() for part in (column, *column.split("."))}

@@ -30,6 +30,9 @@ CALL_DELTAS_MAX = 250
 ORDER_NAMES_MAX = 16
 """Names of one order, linked together: an order's facts are evaluated over all of them at once."""
 
+REJECTED_NUMBERS_KEPT = 100_000
+"""Rejected numbers of a stream that the ledger tells again; functions/11_deltas.lua. A sender has fewer on the way."""
+
 LINES_DEFAULT = 500
 LINES_MAX = 2_000
 PAGE_SIZE_DEFAULT = 100

@@ -160,6 +160,7 @@ class StreamRow(msgspec.Struct, array_like=True, frozen=True):
     parked_sequence: int
     parked_ms: int
     was_reset: int = 0
+    has_rejected: int = 0
 
 
 class StreamReply(msgspec.Struct, array_like=True, frozen=True):

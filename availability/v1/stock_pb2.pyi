@@ -212,7 +212,7 @@ class _DeltaResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeltaResu
     DELTA_RESULT_APPLIED: _DeltaResult.ValueType  # 1
     """It counts."""
     DELTA_RESULT_DUPLICATE: _DeltaResult.ValueType  # 2
-    """Applied before; no effect now."""
+    """Settled before; no effect now. With a reason: it was rejected then, and its number was consumed."""
     DELTA_RESULT_STALE: _DeltaResult.ValueType  # 3
     """A later word is known already; no effect."""
     DELTA_RESULT_REJECTED: _DeltaResult.ValueType  # 4
@@ -228,7 +228,7 @@ DELTA_RESULT_UNSPECIFIED: DeltaResult.ValueType  # 0
 DELTA_RESULT_APPLIED: DeltaResult.ValueType  # 1
 """It counts."""
 DELTA_RESULT_DUPLICATE: DeltaResult.ValueType  # 2
-"""Applied before; no effect now."""
+"""Settled before; no effect now. With a reason: it was rejected then, and its number was consumed."""
 DELTA_RESULT_STALE: DeltaResult.ValueType  # 3
 """A later word is known already; no effect."""
 DELTA_RESULT_REJECTED: DeltaResult.ValueType  # 4
@@ -575,7 +575,9 @@ class DeltaDetail(_message.Message):
     result: Global___DeltaResult.ValueType
     """Output only. What became of it."""
     reason: _builtins.str
-    """Output only. Reason of a REJECTED delta, UPPER_SNAKE: CONFLICT, UNKNOWN_NODE, INVALID_QUANTITY and so on."""
+    """Output only. Reason of a REJECTED delta, UPPER_SNAKE: CONFLICT, UNKNOWN_NODE, INVALID_QUANTITY and so on; also of a
+    DUPLICATE that was rejected when it came first, for the latest 100,000 rejected numbers of a stream.
+    """
     message: _builtins.str
     """Output only. The reason in words."""
     expected_sequence: _builtins.int

@@ -64,7 +64,13 @@ def send_feed(
         sent.refused += results.count(pb.DELTA_RESULT_REJECTED)
         sent.repeated += results.count(pb.DELTA_RESULT_DUPLICATE) + results.count(pb.DELTA_RESULT_STALE)
         for detail in ack.answer.details:
-            if detail.result == pb.DELTA_RESULT_REJECTED and detail.index < len(results):
+            # A DUPLICATE with a reason was rejected when it came first, in a connection that was lost before its ack.
+            rejected = detail.result == pb.DELTA_RESULT_REJECTED or (
+                detail.result == pb.DELTA_RESULT_DUPLICATE and detail.reason != ""
+            )
+            if rejected and detail.index < len(results):
+                if detail.result == pb.DELTA_RESULT_DUPLICATE:
+                    sent.refused, sent.repeated = sent.refused + 1, sent.repeated - 1
                 refused(ack.deltas[detail.index], detail.reason, detail.message)
         watch(sent)
 

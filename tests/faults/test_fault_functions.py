@@ -66,6 +66,10 @@ def report(seen: list[str], gone: list[str], *, open_max: int = 9, severity: int
     return calls.Report("tester", 0, 0, sightings, gone, calls.ReportLimits(0, DAY_MS // 2, open_max, 0))
 
 
+def reject_a_number(lab: Lab) -> None:
+    lab.tell(delta("RECEIPT", "d", "n1", 0, stream="s", source_sequence=3))
+
+
 def prepare(lab: Lab) -> None:
     """Lay out a ledger with some of everything."""
     lab.control(now_ms=NOW_MS)
@@ -306,6 +310,16 @@ SITUATIONS = [
         ),
     ),
     Situation(
+        name="rejected numbers, one of them again",
+        function="deltas",
+        call=deltas(
+            *(delta("RECEIPT", "d", "n1", 0, stream="s", source_sequence=n) for n in (3, 3, 4)),
+            delta("RECEIPT", "d", "n1", 7, stream="s", source_sequence=1),
+            delta("QUARANTINE", "a", "n1", 2, reason="short pick"),
+            delta("QUARANTINE_RELEASE", "a", "n2", 1, reason="damage"),
+        ),
+    ),
+    Situation(
         name="every order delta",
         function="facts",
         call=deltas(
@@ -347,6 +361,13 @@ SITUATIONS = [
     ),
     Situation(name="skip a gap", function="stream", call=stream("SKIP_GAP", 5)),
     Situation(name="reset a stream", function="stream", call=stream("RESET")),
+    Situation(
+        name="reset a stream with rejected numbers",
+        function="stream",
+        call=stream("RESET"),
+        prepare=reject_a_number,
+        exempt=("rej:",),  # what a stream is about to forget: at worst one reason less is told
+    ),
     Situation(
         name="channel with a new node",
         function="policy",

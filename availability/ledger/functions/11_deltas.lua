@@ -22,7 +22,7 @@ local OPEN_BASIS = 2
 
 -- Streams ------------------------------------------------------------------------------------------------------
 
--- `src:<source>`: stream -> {mark (0: none), seen_ms, parked_sequence, parked_ms}
+-- `src:<source>`: stream -> {mark (0: none), seen_ms, parked_sequence, parked_ms, was reset, has rejected}
 -- `seen:<stream>`: a ring of SEEN_WINDOW slots in one string: the fingerprint (12 bytes) and the number of the delta.
 -- What one call accepts has numbers in a row, so it is one write, or two where the ring closes.
 local SLOT, FINGERPRINT = 20, 12
@@ -68,6 +68,48 @@ local function print_of(st, sequence)
   return sub(slot, 1, FINGERPRINT)
 end
 
+-- `rej:<stream>`: the latest rejected numbers, each with its fingerprint and reason; only of a stream that has some. Who
+-- sent one and never saw the answer is told the reason again when it comes as a DUPLICATE: else its dead letter is lost.
+local REJECTED_KEPT = 100000 -- domain/limits.py holds what ingest has on its way below it
+
+local function rejected_key(ctx, source, name)
+  return ctx.base .. 'rej:' .. pair(source, name)
+end
+
+local function note_rejected(ctx, source, st, sequence, fingerprint, reason)
+  if not st.rejected then st.rejected = {} end
+  if st.rejected[fingerprint] then return end
+  st.rejected[fingerprint] = reason
+  st.rejected[#st.rejected + 1] = {sequence, fingerprint .. reason}
+  st.row[5], st.row[6] = st.row[5] or 0, 1
+end
+
+-- Why the delta of a number up to the mark was rejected, or nil.
+local function rejected_for(ctx, source, st, sequence, fingerprint)
+  if not st.row[6] then return nil end
+  local now = st.rejected and st.rejected[fingerprint]
+  if now then return now end
+  for _, kept in ipairs(call('ZRANGE', rejected_key(ctx, source, st.name), int(sequence), int(sequence), 'BYSCORE')) do
+    if sub(kept, 1, FINGERPRINT) == fingerprint then return sub(kept, FINGERPRINT + 1) end
+  end
+  return nil
+end
+
+local function write_rejected(ctx, txn, source, st)
+  local key, new = rejected_key(ctx, source, st.name), 0
+  for _, row in ipairs(st.rejected) do
+    local score = call('ZSCORE', key, row[2])
+    if not score then
+      new = new + 1
+      txn:put('ZADD', key, int(row[1]), row[2], false)
+    end
+  end
+  local excess = new > 0 and call('ZCARD', key) + new - REJECTED_KEPT or 0
+  if excess <= 0 then return end
+  local rows = call('ZRANGE', key, '0', int(excess - 1), 'WITHSCORES')
+  for i = 1, #rows, 2 do txn:put('ZREM', key, rows[i], false, tonumber(rows[i + 1])) end
+end
+
 local function flush_streams(ctx, txn, source)
   local any = false
   for _, name in ipairs(sorted_keys(ctx.streams or {})) do
@@ -76,17 +118,18 @@ local function flush_streams(ctx, txn, source)
       any = true
       txn:hash(ctx.base .. 'src:' .. source, name, pack(st.row), st.raw)
       if st.first > 0 then write_ring(txn, st) end
+      if st.rejected then write_rejected(ctx, txn, source, st) end
     end
   end
   return any
 end
 
--- What the number says. Returns DUPLICATE, PARKED (with the expected number), REJECTED CONFLICT, or nil: it is next.
+-- What the number says. Returns DUPLICATE (with the reason where it was rejected), PARKED (with the expected number), REJECTED CONFLICT, or nil: it is next.
 local function judge_sequence(ctx, source, st, sequence, fingerprint)
   local row = st.row
   local mark = row[1]
   if mark == 0 or sequence == mark + 1 then
-    row[1], row[5] = sequence, nil
+    row[1], row[5] = sequence, row[6] and 0
     if row[3] <= sequence then row[3], row[4] = 0, 0 end
     if st.first == 0 then st.first = sequence end
     st.prints[#st.prints + 1] = fingerprint
@@ -95,7 +138,7 @@ local function judge_sequence(ctx, source, st, sequence, fingerprint)
   if sequence <= mark then
     local known = print_of(st, sequence)
     if known and known ~= fingerprint then return REJECTED, 'CONFLICT' end
-    return DUPLICATE
+    return DUPLICATE, rejected_for(ctx, source, st, sequence, fingerprint)
   end
   if row[3] == 0 then row[4] = ctx.clock end
   row[3] = max(row[3], sequence)
@@ -439,6 +482,9 @@ function Deltas.apply(keys, args)
         ctx.events[pair(source, d[EVENT_ID])] = {buckets[i], prints[i]}
       end
     end
+    if result == REJECTED and d[SEQUENCE] > 0 then
+      note_rejected(ctx, source, ctx.streams[d[STREAM]], d[SEQUENCE], prints[i], reason)
+    end
     if result then
       details[#details + 1] = {i - 1, result, reason or '', expected or 0}
     else
@@ -495,6 +541,10 @@ function Deltas.stream(keys, args)
     row[1], row[3], row[4], row[5] = 0, 0, 0, 1 -- 1: was reset
   end
   local txn, version = Txn.new(), Log.next_version(ctx)
+  if cmd[4] == 'RESET' and row[6] then -- its numbers mean others from now on
+    row[6] = nil
+    txn:add({'DEL', rejected_key(ctx, cmd[2], cmd[3])})
+  end
   txn:hash(key, cmd[3], pack(row), raw)
   Requests.remember(ctx, txn, req, 'OK', version)
   Log.emit(ctx, txn, KIND_STREAM, req, {}, pack({cmd[2], cmd[3], cmd[4], row[1], cmd[6]}))
