@@ -88,7 +88,9 @@ class Pace:
         self._fill(now)
         if self._tokens < 1.0 - ROUNDING:
             return Permit(items=0, wait_s=(1.0 - self._tokens) / self._settings.items_per_s_max)
-        return Permit(items=max(1, min(self.items, int(self._tokens))), probe=self.breaker is Breaker.HALF_OPEN)
+        return Permit(
+            items=max(1, min(self.items, int(self._tokens))), probe=self.breaker is Breaker.HALF_OPEN
+        )
 
     def sent(self, now: float, items: int) -> None:
         """Count items against the ceiling."""

@@ -1,0 +1,472 @@
+"""What the publisher must not forget: wanted, under way and acknowledged numbers, and who may write to a shop.
+
+Rows of the history database (`availability.history.shop_tables`). What the feed brought and its place go into one
+transaction, so that a killed publisher goes on where it was. Before a write goes out it is noted as under way, together
+with the proof that the shop is still ours; whoever comes after a killed publisher knows which numbers may still arrive.
+
+Synchronous: callers run it on a thread. Times: seconds since 1970. Raises HistoryError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from availability.history.database import reading, upsert, writing
+from availability.history.shop_tables import shop_listings, shop_skus, shops
+from publisher.storefront import Kind, Listing, Managed, StockStatus
+
+LOAD_ROWS = 10_000
+RUNNING, OPEN, STOPPED, WAITING = "RUNNING", "OPEN", "STOPPED", "WAITING"
+
+
+class OwnerLost(Exception):
+    """Another publisher writes to this shop now; nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One sku's number as the feed brought it: the ledger's ``sellable`` and the ``wanted`` made of it."""
+
+    sku: str
+    sellable: int
+    wanted: int
+    version: str
+    heard_at: float
+    blocked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One sku as it is kept."""
+
+    sku: str
+    sellable: int
+    wanted: int
+    wanted_version: str
+    wanted_since: float
+    blocked: bool
+    pending: bool
+    asked: bool
+    acked: int | None
+    acked_version: str
+    acked_at: float | None
+    shown: int | None
+    sending: int | None
+    sending_at: float | None
+    sending_owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """A number about to be sent."""
+
+    sku: str
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What became of a number under way. ``acked``: what the shop acknowledged, None: unknown or nothing.
+
+    ``pending``: it has to be sent again. ``shown``: what the shop's answer showed, where it showed something.
+    """
+
+    sku: str
+    acked: int | None
+    version: str
+    pending: bool
+    shown: int | None = None
+    status: StockStatus = StockStatus.UNKNOWN
+    forget: bool = False
+    """Nobody knows what the shop shows: what it acknowledged before counts no longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShopState:
+    """One shop's row."""
+
+    channel: str
+    owner: str
+    owned_until: float
+    resume_version: str
+    state: str
+    reason: str
+    state_since: float
+    heard_at: float | None
+    catalogue_at: float | None
+    changes_since: float | None
+
+
+class State:
+    """One channel's rows, for the publisher that calls itself ``owner`` (unique to a process)."""
+
+    def __init__(self, engine: Engine, channel: str, owner: str) -> None:
+        self._engine = engine
+        self.channel = channel
+        self.owner = owner
+        self._mine = shop_skus.c.channel == channel
+
+    # --- Ownership ----------------------------------------------------------------------------------------
+
+    def acquire(self, now: float, lease_s: float) -> bool:
+        """Take the shop, or keep it, for so long. Returns False where somebody else has it."""
+        with writing(self._engine) as connection:
+            clock = _clock(connection, now)
+            connection.execute(
+                upsert(connection, shops)
+                .values(
+                    channel=self.channel,
+                    owner="",
+                    owned_until=0.0,
+                    resume_version="",
+                    state=RUNNING,
+                    reason="",
+                    state_since=now,
+                )
+                .on_conflict_do_nothing(index_elements=["channel"])
+            )
+            taken = connection.execute(
+                sa.update(shops)
+                .where(
+                    shops.c.channel == self.channel,
+                    sa.or_(shops.c.owner == self.owner, shops.c.owned_until < clock),
+                )
+                .values(owner=self.owner, owned_until=clock + lease_s)
+            )
+            return taken.rowcount == 1
+
+    def give_up(self) -> None:
+        """Leave the shop to others at once."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(shops)
+                .where(shops.c.channel == self.channel, shops.c.owner == self.owner)
+                .values(owner="", owned_until=0.0)
+            )
+
+    def _hold(self, connection: Connection, now: float) -> None:
+        """Prove within a transaction that the shop is ours, and keep it ours until the transaction ends."""
+        held = connection.execute(
+            sa.update(shops)
+            .where(
+                shops.c.channel == self.channel,
+                shops.c.owner == self.owner,
+                shops.c.owned_until >= _clock(connection, now),
+            )
+            .values(owner=self.owner)
+        )
+        if held.rowcount != 1:
+            raise OwnerLost(self.channel)
+
+    # --- Numbers ------------------------------------------------------------------------------------------
+
+    def heard(self, changes: Sequence[Change], resume_version: str, now: float) -> None:
+        """Keep what the feed brought, and how far it has come. Raises OwnerLost."""
+        table = shop_skus
+        with writing(self._engine) as connection:
+            self._hold(connection, now)
+            if changes:
+                statement = upsert(connection, table).values(
+                    {
+                        "channel": self.channel,
+                        "sku": sa.bindparam("b_sku"),
+                        "sellable": sa.bindparam("b_sellable"),
+                        "wanted": sa.bindparam("b_wanted"),
+                        "wanted_version": sa.bindparam("b_version"),
+                        "wanted_since": sa.bindparam("b_heard_at"),
+                        "blocked": sa.bindparam("b_blocked"),
+                        "pending": True,
+                        "asked": False,
+                        "acked_version": "",
+                        "shown_status": "",
+                        "sending_owner": "",
+                    }
+                )
+                new = statement.excluded
+                statement = statement.on_conflict_do_update(
+                    index_elements=["channel", "sku"],
+                    set_={
+                        "sellable": new.sellable,
+                        "wanted": new.wanted,
+                        "wanted_version": new.wanted_version,
+                        "wanted_since": sa.case(
+                            (table.c.pending, table.c.wanted_since), else_=new.wanted_since
+                        ),
+                        "blocked": new.blocked,
+                        "pending": sa.or_(
+                            table.c.pending, table.c.acked.is_(None), table.c.acked != new.wanted
+                        ),
+                    },
+                )
+                connection.execute(
+                    statement,
+                    [
+                        {
+                            "b_sku": one.sku,
+                            "b_sellable": one.sellable,
+                            "b_wanted": one.wanted,
+                            "b_version": one.version,
+                            "b_heard_at": one.heard_at,
+                            "b_blocked": one.blocked,
+                        }
+                        for one in changes
+                    ],
+                )
+            place: dict[str, object] = {"heard_at": now}
+            if resume_version:
+                place["resume_version"] = resume_version
+            connection.execute(sa.update(shops).where(shops.c.channel == self.channel).values(**place))
+
+    def begin(self, sendings: Sequence[Sending], now: float) -> None:
+        """Note numbers as under way, right before they are sent. Raises OwnerLost: then nothing may be sent."""
+        with writing(self._engine) as connection:
+            self._hold(connection, now)
+            connection.execute(
+                sa.update(shop_skus)
+                .where(self._mine, shop_skus.c.sku == sa.bindparam("b_sku"))
+                .values(
+                    sending=sa.bindparam("b_quantity"), sending_at=now, sending_owner=self.owner, asked=False
+                ),
+                [{"b_sku": one.sku, "b_quantity": one.quantity} for one in sendings],
+            )
+
+    def settle(self, settled: Sequence[Settled], now: float) -> None:
+        """Note what became of numbers under way. A number heard meanwhile stays pending."""
+        table = shop_skus
+        rows = {
+            "acked": [one for one in settled if one.acked is not None],
+            "open": [one for one in settled if one.acked is None],
+        }
+        shown = sa.bindparam("b_shown", type_=sa.BigInteger)
+        status = sa.bindparam("b_status", type_=sa.Text)
+        base = sa.update(table).where(self._mine, table.c.sku == sa.bindparam("b_sku"))
+        read = {
+            "shown": sa.func.coalesce(shown, table.c.shown),
+            "shown_status": sa.case((shown.is_(None), table.c.shown_status), else_=status),
+            "shown_at": sa.case((shown.is_(None), table.c.shown_at), else_=now),
+        }
+        over = {"sending": None, "sending_at": None, "sending_owner": ""}
+        with writing(self._engine) as connection:
+            if rows["acked"]:
+                acked = sa.bindparam("b_acked", type_=sa.BigInteger)
+                version = sa.bindparam("b_version", type_=sa.Text)
+                newer = table.c.wanted_version != version
+                connection.execute(
+                    base.values(
+                        acked=acked,
+                        acked_version=version,
+                        acked_at=now,
+                        pending=sa.or_(
+                            sa.bindparam("b_pending", type_=sa.Boolean),
+                            sa.and_(newer, table.c.wanted != acked),
+                        ),
+                        **over,
+                        **read,
+                    ),
+                    [_bound(one) for one in rows["acked"]],
+                )
+            if rows["open"]:
+                forget = sa.bindparam("b_forget", type_=sa.Boolean)
+                newer = table.c.wanted_version != sa.bindparam("b_version", type_=sa.Text)
+                connection.execute(
+                    base.values(
+                        acked=sa.case((forget, sa.null()), else_=table.c.acked),
+                        pending=sa.or_(sa.bindparam("b_pending", type_=sa.Boolean), newer),
+                        **over,
+                        **read,
+                    ),
+                    [_bound(one) for one in rows["open"]],
+                )
+
+    def saw(self, listings: Iterable[tuple[str, Listing]], now: float) -> None:
+        """Keep what the shop shows of skus (the ledger's names) when it is read."""
+        rows = [
+            {"b_sku": sku, "b_shown": one.quantity, "b_status": one.status.value} for sku, one in listings
+        ]
+        if not rows:
+            return
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(shop_skus)
+                .where(self._mine, shop_skus.c.sku == sa.bindparam("b_sku"))
+                .values(
+                    shown=sa.bindparam("b_shown", type_=sa.BigInteger),
+                    shown_status=sa.bindparam("b_status", type_=sa.Text),
+                    shown_at=now,
+                ),
+                rows,
+            )
+
+    def ask(self, skus: Sequence[str]) -> int:
+        """Have the running publisher write these again, whatever was acknowledged. Returns how many it knows."""
+        if not skus:
+            return 0
+        count = 0
+        with writing(self._engine) as connection:
+            for at in range(0, len(skus), 500):
+                done = connection.execute(
+                    sa.update(shop_skus)
+                    .where(self._mine, shop_skus.c.sku.in_(skus[at : at + 500]))
+                    .values(asked=True)
+                )
+                count += done.rowcount
+        return count
+
+    def asked(self) -> list[Kept]:
+        """Return what operators asked for and has not begun."""
+        return self._rows(shop_skus.c.asked)
+
+    def open_rows(self) -> list[Kept]:
+        """Return what has yet to be written, or was under way."""
+        return self._rows(
+            sa.or_(shop_skus.c.pending, shop_skus.c.asked, shop_skus.c.sending.is_not(None)),
+        )
+
+    def rows(self, skus: Sequence[str] | None = None) -> list[Kept]:
+        """Return these skus, or all."""
+        if skus is None:
+            return self._rows(sa.true())
+        found: list[Kept] = []
+        for at in range(0, len(skus), 500):
+            found += self._rows(shop_skus.c.sku.in_(skus[at : at + 500]))
+        return found
+
+    def _rows(self, where: sa.ColumnElement[bool]) -> list[Kept]:
+        columns = [shop_skus.c[name] for name in Kept.__slots__]
+        query = sa.select(*columns).where(self._mine, where).order_by(shop_skus.c.wanted_since)
+        with reading(self._engine) as connection:
+            return [Kept(**row) for row in connection.execute(query).mappings()]
+
+    def acknowledged(self) -> list[tuple[str, int]]:
+        """Return what the shop acknowledged last, of every sku."""
+        table = shop_skus
+        query = sa.select(table.c.sku, table.c.acked).where(self._mine, table.c.acked.is_not(None))
+        with reading(self._engine) as connection:
+            return [(row.sku, row.acked) for row in connection.execute(query)]
+
+    # --- The shop -----------------------------------------------------------------------------------------
+
+    def shop(self) -> ShopState | None:
+        """Return the shop's row; None: nobody has published to it."""
+        columns = [shops.c[name] for name in ShopState.__slots__]
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.select(*columns).where(shops.c.channel == self.channel)).mappings()
+            return next((ShopState(**one) for one in row), None)
+
+    def tell(self, state: str, reason: str, now: float) -> None:
+        """Say how the shop fares, for whoever asks."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(shops)
+                .where(shops.c.channel == self.channel)
+                .values(state=state, reason=reason[:500], state_since=now)
+            )
+
+    # --- Catalogue ----------------------------------------------------------------------------------------
+
+    def keep_listings(self, listings: Sequence[Listing], walk: float) -> None:
+        """Keep listings as this walk (its beginning) or look saw them."""
+        if not listings:
+            return
+        with writing(self._engine) as connection:
+            statement = upsert(connection, shop_listings)
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["channel", "listing_id"],
+                    set_={
+                        name: statement.excluded[name]
+                        for name in ("sku", "kind", "managed", "parent_id", "walk")
+                    },
+                ),
+                [
+                    {
+                        "channel": self.channel,
+                        "listing_id": one.listing_id,
+                        "sku": one.sku,
+                        "kind": one.kind.value,
+                        "managed": one.managed.value,
+                        "parent_id": one.parent_id,
+                        "walk": walk,
+                    }
+                    for one in listings
+                ],
+            )
+
+    def end_walk(self, walk: float) -> None:
+        """Forget listings that a whole walk did not see, and note the walk."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.delete(shop_listings).where(
+                    shop_listings.c.channel == self.channel, shop_listings.c.walk < walk
+                )
+            )
+            connection.execute(
+                sa.update(shops)
+                .where(shops.c.channel == self.channel)
+                .values(catalogue_at=walk, changes_since=walk)
+            )
+
+    def drop_listings(self, listing_ids: Sequence[str]) -> None:
+        """Forget listings that are no longer there."""
+        with writing(self._engine) as connection:
+            for at in range(0, len(listing_ids), 500):
+                connection.execute(
+                    sa.delete(shop_listings).where(
+                        shop_listings.c.channel == self.channel,
+                        shop_listings.c.listing_id.in_(listing_ids[at : at + 500]),
+                    )
+                )
+
+    def note_changes(self, since: float) -> None:
+        """Note up to when the catalogue's changes are known."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(shops).where(shops.c.channel == self.channel).values(changes_since=since)
+            )
+
+    def listings(self) -> list[Listing]:
+        """Return the catalogue as last seen; numbers are not kept."""
+        table = shop_listings
+        with reading(self._engine) as connection:
+            rows = connection.execute(sa.select(table).where(table.c.channel == self.channel)).all()
+        return [
+            Listing(
+                listing_id=row.listing_id,
+                sku=row.sku,
+                kind=Kind(row.kind),
+                managed=Managed(row.managed),
+                quantity=None,
+                parent_id=row.parent_id,
+            )
+            for row in rows
+        ]
+
+
+def channels(engine: Engine) -> list[str]:
+    """Return the channels that somebody has published to."""
+    with reading(engine) as connection:
+        return list(connection.execute(sa.select(shops.c.channel).order_by(shops.c.channel)).scalars())
+
+
+def _bound(one: Settled) -> dict[str, object]:
+    return {
+        "b_sku": one.sku,
+        "b_acked": one.acked,
+        "b_version": one.version,
+        "b_pending": one.pending,
+        "b_shown": one.shown,
+        "b_status": one.status.value,
+        "b_forget": one.forget,
+    }
+
+
+def _clock(connection: Connection, now: float) -> float:
+    """Return the one clock of all publishers: PostgreSQL's own; SQLite's users share a machine's."""
+    if connection.dialect.name == "postgresql":
+        found = connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one()
+        return float(found)
+    return now
