@@ -92,6 +92,7 @@ class Client:
         self.retry = retry or Retry()
         self._sleep = sleep
         self._random = random.Random()
+        self._closed = False
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         options = [
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -124,7 +125,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the connection; calls under way fail."""
+        """End the connection; calls under way and later ones fail: CANCELLED. Any thread may call."""
+        self._closed = True
         self._channel.close()
 
     def new_request_id(self) -> str:
@@ -154,6 +156,10 @@ class Client:
                 if time.monotonic() + wait_s >= deadline:
                     raise failure from None
                 self._sleep(wait_s)
+            except ValueError:  # grpc's word for a channel that was closed
+                if not self._closed:
+                    raise
+                raise ClientError("CANCELLED", "CANCELLED", "the client is closed") from None
 
     def backoff_s(self, attempt: int) -> float:
         """Return a jittered wait before the next attempt (full jitter above half of an exponential step)."""
@@ -416,9 +422,12 @@ class Client:
         *,
         acked: Callable[[Acked], None] | None = None,
         unacked_batches_max: int = UNACKED_BATCHES,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> DeltaSender:
         """Open a stream of deltas of one source."""
-        return DeltaSender(self, source, acked=acked, unacked_batches_max=unacked_batches_max)
+        return DeltaSender(
+            self, source, acked=acked, unacked_batches_max=unacked_batches_max, stopped=stopped
+        )
 
     def open_delta_stream(self, requests: Iterator[stk.StreamDeltasRequest]) -> DeltaCall:
         """Start one StreamDeltas call; prefer ``delta_sender``, which reconnects."""

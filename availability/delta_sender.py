@@ -22,6 +22,7 @@ from availability.v1 import stock_pb2 as stk
 
 UNACKED_BATCHES = 8
 ACK_TIMEOUT_S = 15.0
+STOP_POLL_S = 0.2
 SENDER_RETRY = Retry(attempts_max=40)
 """A source outlives a restart of the server: about a minute of attempts without one ack between them."""
 
@@ -73,7 +74,7 @@ class DeltaSender:
 
     ``acked`` is called for each settled batch, in order, from the sender's own thread. A PARKED delta or an
     error that retrying cannot mend stops the sender: ``send`` and ``flush`` then raise it (SequenceGapError,
-    ClientError).
+    ClientError). Once ``stopped`` says so, both end their wait within a moment, with a ClientError: CANCELLED.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class DeltaSender:
         unacked_batches_max: int = UNACKED_BATCHES,
         ack_timeout_s: float = ACK_TIMEOUT_S,
         retry: Retry = SENDER_RETRY,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = client
         self._source = source
@@ -92,6 +94,7 @@ class DeltaSender:
         self._unacked_max = unacked_batches_max
         self._ack_timeout_s = ack_timeout_s
         self._retry = retry
+        self._stopped = stopped
         self._changed = threading.Condition()
         self._unsettled: deque[_Batch] = deque()
         self._last_number = 0
@@ -149,12 +152,16 @@ class DeltaSender:
         deadline = time.monotonic() + timeout_s
         while self._failure is None and not ready():
             now = time.monotonic()
+            if self._stopped():
+                raise ClientError(
+                    "CANCELLED", "CANCELLED", "stopped while the ledger had not taken everything"
+                )
             if now >= deadline:
                 raise ClientError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", f"no ack within {timeout_s:g} s")
             if self._call is not None and now - self._progress_at > self._ack_timeout_s:
                 self._progress_at = now
                 self._call.cancel()
-            self._changed.wait(min(1.0, deadline - now))
+            self._changed.wait(min(STOP_POLL_S, deadline - now))
         if self._failure is not None:
             raise self._failure
 
@@ -176,6 +183,8 @@ class DeltaSender:
                 if failure is not None and (wait_s is None or attempt >= self._retry.attempts_max):
                     self._failure = failure
                     self._changed.notify_all()
+                    return
+                if self._closed:
                     return
                 self._changed.wait(max(wait_s or 0.0, self._client.backoff_s(max(attempt, 1))))
 

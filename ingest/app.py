@@ -29,6 +29,7 @@ from ingest.rows import RowRefused
 from ingest.settings import SettingsRefused, SourceSettings, read_sources
 from ingest.sources.drop_folder import DropFolderSource
 from ingest.sources.feed import Feed, FeedFailed, fetching
+from ingest.stop import STOP_S, cut_off
 from ingest.upkeep import Upkeep
 
 _LOG = structlog.get_logger(__name__)
@@ -77,6 +78,7 @@ class IngestDesk:
         redactors = {name: Redactor(settings.redact) for name, settings in sources.items()}
         self.letters = Letters(engine, redactors)
         self._recipes = LedgerRecipes(client)
+        self._stopped: Callable[[], bool] = lambda: False
         self.operations = Operations(engine, client, self.letters, self._pipeline)
 
     def pipeline(self, source: str) -> Pipeline:
@@ -87,7 +89,12 @@ class IngestDesk:
         source = settings.source
 
         def open_sender(acked: Callable[[Acked], None]):  # type: ignore[no-untyped-def]  # the client's sender
-            return self.client.delta_sender(source, acked=acked, unacked_batches_max=settings.unacked_batches)
+            return self.client.delta_sender(
+                source,
+                acked=acked,
+                unacked_batches_max=settings.unacked_batches,
+                stopped=lambda: self._stopped(),
+            )
 
         return Pipeline(
             settings,
@@ -98,6 +105,7 @@ class IngestDesk:
             new_run_id=lambda: uuid.uuid4().hex,
             recipes=self._recipes,
             on_hand=on_hand_of(self.client, settings.shadow_channel) if settings.shadow_channel else None,
+            stopped=lambda: self._stopped(),
         )
 
     def settings(self, source: str) -> SourceSettings:
@@ -130,7 +138,12 @@ class IngestDesk:
         host, _, port = listen.rpartition(":")
         server = uvicorn.Server(
             uvicorn.Config(
-                application, host=host or "127.0.0.1", port=int(port), log_config=None, access_log=False
+                application,
+                host=host or "127.0.0.1",
+                port=int(port),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=STOP_S,
             )
         )
         thread = threading.Thread(target=server.run, name="webhooks", daemon=True)
@@ -145,7 +158,7 @@ class IngestDesk:
             yield f"http://{bound[0]}:{bound[1]}"
         finally:
             server.should_exit = True
-            thread.join(START_S)
+            thread.join(2 * STOP_S)
 
     def run(
         self,
@@ -169,6 +182,20 @@ class IngestDesk:
         every = {name: folders.get(name) for name in self.sources}
         self.metrics.watch(lambda: source_figures(self.engine, every, time.time()))
         feeds = self.feeds()
+        self._stopped = stopped
+        with cut_off(stopped, self.client.close):
+            self._run(folders, counters, feeds, once=once, stopped=stopped, told=told)
+
+    def _run(
+        self,
+        folders: dict[str, DropFolderSource],
+        counters: dict[str, RowCounter],
+        feeds: list[Feed],
+        *,
+        once: bool,
+        stopped: Callable[[], bool],
+        told: Callable[[str], None],
+    ) -> None:
         if not once:
             with fetching(feeds, told) as broken:
                 self._carry(folders, counters, once=False, stopped=lambda: stopped() or broken(), told=told)
@@ -246,12 +273,16 @@ class IngestDesk:
                         counters[name].count(outcome.progress)
                         if stopped():
                             return
+                if stopped():
+                    return
                 upkeep.after_files()
                 self.metrics.ledger_away(False)
                 if away_since:
                     _LOG.info("caught up", away_s=round(time.monotonic() - away_since))
                 pause_s, away_since = POLL_S, 0.0
             except ClientError as error:
+                if stopped():
+                    return
                 if once or error.code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT"):
                     raise
                 away_since = away_since or time.monotonic()

@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from availability.client import Acked, SequenceGapError
+from availability.client import Acked, ClientError, SequenceGapError
 from availability.v1 import stock_pb2 as pb
 from ingest.authority import Authority, Word
 from ingest.database import artifacts, run_settings, unapplied_rows, upsert
@@ -147,6 +147,7 @@ class Pipeline:
         send_timeout_s: float = 86_400.0,
         recipes: Recipes | None = None,
         on_hand: OnHand | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -155,6 +156,7 @@ class Pipeline:
         self._now = now
         self._new_run_id = new_run_id
         self._send_timeout_s = send_timeout_s
+        self._stopped = stopped
         self._mapper = Mapper(settings.source, settings.mapping)
         self._decoder = decoder_for(settings.format)
         self.marks = Marks(engine, settings.source)
@@ -167,7 +169,10 @@ class Pipeline:
         )
 
     def carry(self, path: Path, *, watch: Callable[[Progress], None] = lambda _: None) -> Outcome:
-        """Bring a file into the ledger. Raises OSError, ClientError; called again it goes on where it was."""
+        """Bring a file into the ledger. Raises OSError, ClientError; called again it goes on where it was.
+
+        Once ``stopped`` says so it ends after the batch in hand, with a ClientError: CANCELLED.
+        """
         checksum, size = checksum_of(path)
         run = self._begin(path.name, checksum, size)
         progress = Progress(path.name, bytes_total=size)
@@ -375,6 +380,8 @@ class Pipeline:
     def _hand_on(self, batch: _Batch, waiting: queue.SimpleQueue[_Batch], sender: Sender) -> None:
         if batch.compared:
             batch.bases = self._shadow.bases(part for _, part in batch.compared)
+        if self._stopped():
+            raise ClientError("CANCELLED", "CANCELLED", "stopped within a file; it goes on where it was")
         waiting.put(batch)
         sender.send(batch.deltas, timeout_s=self._send_timeout_s)
         self._authority.refresh()

@@ -240,3 +240,12 @@ def test_a_source_resumes_after_its_last_settled_number(client: Client) -> None:
     """last_sequences is where each stream stands, by the ledger's word."""
     client.apply_deltas("wms", [receipt(1), receipt(2), receipt(1, stream="other")])
     assert client.last_sequences("wms") == {"other": 1, "s": 2}
+
+
+def test_a_closed_client_says_so() -> None:
+    """A call after the end is CANCELLED, like one that was under way; no other error."""
+    client = Client("127.0.0.1:1")
+    client.close()
+    with pytest.raises(ClientError) as caught:
+        client.get("web", "a")
+    assert caught.value.code == "CANCELLED"

@@ -304,7 +304,7 @@ def test_it_comes_back_by_itself(make: Callable[..., SftpFeed], remote: Remote, 
     thread = FeedThread(make(), told=told.append, rand=lambda: 0.0, waited=waited)
     assert came.wait(20)
     thread.stop()
-    thread.join()
+    thread.join(5.0)
     assert pauses[:2] == [0.5, 1.0]
     assert len(told) == 2
     assert "UNREACHABLE" in told[0]

@@ -28,7 +28,8 @@ _LOG = structlog.get_logger(__name__)
 
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 300.0
-JOIN_S = 5.0
+JOIN_S = 1.0
+"""For all feeds together."""
 _OPEN = "OPEN"
 
 
@@ -87,9 +88,9 @@ class FeedThread:
         """Ask it to end after what it does now."""
         self._stop.set()
 
-    def join(self) -> None:
-        """Wait a moment for its end; what it leaves unfinished is finished by the next start."""
-        self._thread.join(JOIN_S)
+    def join(self, timeout_s: float) -> None:
+        """Wait for its end; what it leaves unfinished is finished by the next start."""
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -137,8 +138,9 @@ def fetching(found: Iterable[Feed], told: Callable[[str], None]) -> Iterator[Cal
     finally:
         for thread in threads:
             thread.stop()
+        deadline = time.monotonic() + JOIN_S
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def waiting_bytes(folder: Path) -> int:

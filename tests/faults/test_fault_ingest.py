@@ -52,6 +52,8 @@ SECRET = "a secret of some length"
 KILLS, KILLS_FULL = 6, 40
 SKUS = 5
 WITHIN_S = 40.0
+STOPPED_WITHIN_S = 5.0
+"""Of a busy machine; it takes about two."""
 
 
 @pytest.fixture
@@ -274,3 +276,45 @@ def _settled(folder: Path) -> int:
 
 def _left(*folders: Path) -> int:
     return sum(1 for folder in folders for _ in folder.glob("*.csv"))
+
+
+@pytest.mark.parametrize("ledger", ["away", "hung"])
+def test_a_stop_in_an_outage_takes_a_moment(
+    make_process: Callable[..., Process], make_carrier: Callable[[str], Carrier], port: int, ledger: str
+) -> None:
+    """SIGTERM while a file waits for a ledger that is gone, or that does not answer: ended within seconds, exit 0;
+    the next start carries the file once."""
+    server = make_process(listen=f"127.0.0.1:{port}")
+    server.start()
+    carrier = make_carrier(server.grpc)
+    drop = carrier.source("wms", batch=5)
+    carrier.start()
+    put(drop, "000.csv", "type,sku,node,quantity\nRECEIPT,a,n,1\n")
+    poll(lambda: carrier.carried("wms") == ["000.csv"], "the first file is in", within_s=WITHIN_S)
+    if ledger == "away":
+        server.stop()
+    else:
+        os.kill(server.pid, signal.SIGSTOP)
+    put(drop, "001.csv", "type,sku,node,quantity\n" + "RECEIPT,a,n,1\n" * 200)
+    poll(lambda: _begun(carrier.folder) == 2, "the second file is begun", within_s=WITHIN_S)
+    time.sleep(0.5)  # retries are under way
+    begun = time.monotonic()
+    assert carrier.stop() == 0
+    assert time.monotonic() - begun < STOPPED_WITHIN_S
+    if ledger == "away":
+        server.start()
+    else:
+        os.kill(server.pid, signal.SIGCONT)
+    carrier.start("--once")
+    assert carrier.process is not None
+    assert carrier.process.wait(60) == 0
+    with Client(server.grpc) as client:
+        assert on_hand(client, "a") == 201
+
+
+def _begun(folder: Path) -> int:
+    connection = sqlite3.connect(folder / "ingest.db", timeout=10)
+    try:
+        return int(connection.execute("select count(*) from ingest_artifacts").fetchone()[0])
+    finally:
+        connection.close()
