@@ -82,7 +82,7 @@ def store_product(request: Request, raw_id: str) -> Handler:
     """GET /wc/store/v1/products/{id}: what a shopper may buy."""
     yield Step(Work.READ_ITEM)
     product = find_product(request.shop, raw_id)
-    return Reply(body=_store_view(request.shop, product), allow="GET")
+    return Reply(body=_store_view(request.shop, product))
 
 
 def store_products(request: Request) -> Handler:
@@ -93,7 +93,7 @@ def store_products(request: Request) -> Handler:
     yield Step(Work.READ_ITEM, per_page)
     total = {"X-WP-Total": str(len(rows)), "X-WP-TotalPages": str(-(-len(rows) // per_page))}
     cut = rows[(page - 1) * per_page : page * per_page]
-    return Reply(body=[_store_view(shop, product) for product in cut], headers=total, allow="GET")
+    return Reply(body=[_store_view(shop, product) for product in cut], headers=total)
 
 
 def _store_view(shop: Shop, product: Product) -> dict[str, object]:
@@ -115,7 +115,7 @@ def get_cart(request: Request) -> Handler:
     token = request.headers.get(TOKEN_HEADER) or secrets.token_hex(16)
     cart = request.shop.carts.setdefault(token, {})
     headers = {"Cart-Token": token, "Nonce": "02e9f2634e"}
-    return Reply(body={"items_count": sum(cart.values()), "errors": []}, headers=headers, allow="GET")
+    return Reply(body={"items_count": sum(cart.values()), "errors": []}, headers=headers)
 
 
 def add_item(request: Request) -> Handler:
@@ -134,7 +134,7 @@ def add_item(request: Request) -> Handler:
         code = "partially_out_of_stock" if most else "out_of_stock"
         raise RestError(f"woocommerce_rest_product_{code}", text, 400)
     cart[product.id] = wanted
-    return Reply(status=201, body={"items_count": sum(cart.values()), "errors": []}, allow="POST")
+    return Reply(status=201, body={"items_count": sum(cart.values()), "errors": []})
 
 
 def get_checkout(request: Request) -> Handler:
@@ -143,7 +143,7 @@ def get_checkout(request: Request) -> Handler:
     shop = request.shop
     order = _draft(shop, request.headers.get(TOKEN_HEADER, ""))
     shop.notify("order.updated", order.id)
-    return Reply(body=_checkout_view(order), allow="GET, POST, PUT, PATCH")
+    return Reply(body=_checkout_view(order))
 
 
 def post_checkout(request: Request) -> Handler:
@@ -171,7 +171,7 @@ def post_checkout(request: Request) -> Handler:
         reserve(shop, order)
     shop.carts.pop(token, None)
     shop.drafts.pop(token, None)
-    return Reply(body=_checkout_view(order), allow="GET, POST, PUT, PATCH")
+    return Reply(body=_checkout_view(order))
 
 
 def _draft(shop: Shop, token: str) -> Order:

@@ -86,7 +86,7 @@ class Fault:
     seconds: float = 0.0
     factor: float = 1.0
     ids: frozenset[int] = frozenset()
-    action: Callable[[], None] | None = None
+    action: Callable[[], object] | None = None
     hits: int = 0
 
     def matches(self, method: str, path: str) -> bool:

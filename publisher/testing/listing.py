@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from publisher.testing import php
 from publisher.testing.clock import parse_stamp
 from publisher.testing.order_state import ORDER_STATUSES, Order
-from publisher.testing.products import Handler, Reply, Request, find_product, view
+from publisher.testing.products import Handler, Reply, Request, find_product, read_view
 from publisher.testing.stock import STOCK_STATUSES, TYPES, VARIATION, Product
 from publisher.testing.wire import Step, Work, invalid_param, no_route
 
@@ -45,7 +45,11 @@ def list_products(request: Request) -> Handler:
         rows = [shop.products[i] for part in wanted for i in shop.by_sku.get(part, ())]
     else:
         rows = [shop.products[i] for i in shop.listed]
-    return (yield from _page(request, rows, lambda product: view(shop, product), _product_filters(request)))
+    return (
+        yield from _page(
+            request, rows, lambda product: read_view(request, product), _product_filters(request)
+        )
+    )
 
 
 def list_all_variations(request: Request) -> Handler:
@@ -58,9 +62,11 @@ def list_all_variations(request: Request) -> Handler:
     if query.get("sku"):
         wanted = {part.lower() for part in query["sku"].split(",")}
         rows = [product for product in rows if product.sku.lower() in wanted]
-    reply = yield from _page(request, rows, lambda product: view(shop, product), _product_filters(request))
-    reply.allow = "GET"
-    return reply
+    return (
+        yield from _page(
+            request, rows, lambda product: read_view(request, product), _product_filters(request)
+        )
+    )
 
 
 def list_variations(request: Request, raw_parent: str) -> Handler:
@@ -68,7 +74,7 @@ def list_variations(request: Request, raw_parent: str) -> Handler:
     _check_lists(request, PRODUCT_ORDERS)
     shop = request.shop
     rows = shop.family(find_product(shop, raw_parent))
-    shown: Callable[[Product], object] = lambda product: view(shop, product, variation_route=True)  # noqa: E731
+    shown: Callable[[Product], object] = lambda product: read_view(request, product, variation_route=True)  # noqa: E731
     return (yield from _page(request, rows, shown, _product_filters(request)))
 
 
@@ -142,7 +148,7 @@ def _page(
     link = _links(request, int(query.get("page", 1)), pages)
     if link:
         headers["Link"] = link
-    return Reply(body=[shown(row) for row in cut], headers=headers, allow="GET, POST")
+    return Reply(body=[shown(row) for row in cut], headers=headers)
 
 
 def _links(request: Request, page: int, pages: int) -> str:

@@ -18,7 +18,6 @@ from publisher.testing.shop import Shop
 from publisher.testing.stock import VARIATION, Product
 from publisher.testing.wire import Json, RestError, Step, Work, invalid_param
 
-ITEM_METHODS = "GET, POST, PUT, PATCH, DELETE"
 ORDER_WORK = 8.0
 """How many stored products an order costs the machine, about (24 orders of one line took 2 s in 4 connections)."""
 
@@ -290,7 +289,7 @@ def get_order(request: Request, raw_id: str) -> Handler:
     """GET /orders/{id}."""
     yield Step(Work.READ_ITEM)
     order = find_order(request.shop, raw_id)
-    return Reply(body=linked(request.shop, order_view(request.shop, order), "orders"), allow=ITEM_METHODS)
+    return Reply(body=linked(request.shop, order_view(request.shop, order), "orders"))
 
 
 def post_order(request: Request) -> Handler:
@@ -298,7 +297,7 @@ def post_order(request: Request) -> Handler:
     yield Step(Work.WRITE_ITEM, ORDER_WORK)
     order = _created(request.shop, request.params)
     body = linked(request.shop, order_view(request.shop, order), "orders")
-    return Reply(status=201, body=body, allow="GET, POST")
+    return Reply(status=201, body=body)
 
 
 def batch_orders(request: Request) -> Handler:
@@ -313,7 +312,7 @@ def batch_orders(request: Request) -> Handler:
         order = find_order(shop, raw.get("id"))
         _update(shop, order, raw)
         results.setdefault("update", []).append(order_view(shop, order))
-    return Reply(body=results or [], allow="POST, PUT, PATCH")
+    return Reply(body=results or [])
 
 
 def put_order(request: Request, raw_id: str) -> Handler:
@@ -322,7 +321,7 @@ def put_order(request: Request, raw_id: str) -> Handler:
     shop = request.shop
     order = find_order(shop, raw_id)
     _update(shop, order, request.params)
-    return Reply(body=linked(shop, order_view(shop, order), "orders"), allow=ITEM_METHODS)
+    return Reply(body=linked(shop, order_view(shop, order), "orders"))
 
 
 def delete_order_call(request: Request, raw_id: str) -> Handler:
@@ -335,7 +334,7 @@ def delete_order_call(request: Request, raw_id: str) -> Handler:
         delete_order(shop, order)
     else:
         trash_order(shop, order)
-    return Reply(body=shown, allow=ITEM_METHODS)
+    return Reply(body=shown)
 
 
 def post_refund(request: Request, raw_id: str) -> Handler:
@@ -351,14 +350,14 @@ def post_refund(request: Request, raw_id: str) -> Handler:
     refund = refund_order(
         shop, order, lines, amount=amount, restock=params.get("api_restock", True) is not False
     )
-    return Reply(status=201, body=refund_view(order, refund), allow="GET, POST")
+    return Reply(status=201, body=refund_view(order, refund))
 
 
 def get_refunds(request: Request, raw_id: str) -> Handler:
     """GET /orders/{id}/refunds."""
     order = find_order(request.shop, raw_id)
     yield Step(Work.READ_ITEM, max(1, len(order.refunds)))
-    return Reply(body=[refund_view(order, refund) for refund in order.refunds], allow="GET, POST")
+    return Reply(body=[refund_view(order, refund) for refund in order.refunds])
 
 
 def _created(shop: Shop, params: Json) -> Order:

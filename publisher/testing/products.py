@@ -40,7 +40,6 @@ class Reply:
 
     body: Any
     status: int = 200
-    allow: str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -50,6 +49,15 @@ def view(shop: Shop, product: Product, *, variation_route: bool = False) -> Json
     if variation_route:
         for name in shop.version.variation_fields_missing:
             shown.pop(name, None)
+    return shown
+
+
+def read_view(request: Request, product: Product, *, variation_route: bool = False) -> Json:
+    """Return a product as a read shows it, which may be what a lagging cache still holds."""
+    shop = request.shop
+    shown = view(shop, product, variation_route=variation_route)
+    if request.faults.has(Kind.STALE_READ) and product.id in shop.before:
+        shown["stock_quantity"], shown["stock_status"] = shop.before[product.id]
     return shown
 
 
@@ -75,7 +83,7 @@ def get_product(request: Request, raw_id: str) -> Handler:
     yield Step(Work.READ_ITEM)
     shop = request.shop
     product = find_product(shop, raw_id)
-    return Reply(body=linked(shop, view(shop, product), "products"), allow="GET, POST, PUT, PATCH, DELETE")
+    return Reply(body=linked(shop, read_view(request, product), "products"))
 
 
 def put_product(request: Request, raw_id: str) -> Handler:
@@ -85,8 +93,8 @@ def put_product(request: Request, raw_id: str) -> Handler:
     product = find_product(shop, change.pop("id", raw_id))
     if product.type == VARIATION:
         raise _is_variation()
-    yield from _stored(request, product, change, index=0, batch=False)
-    return Reply(body=linked(shop, view(shop, product), "products"), allow="GET, POST, PUT, PATCH, DELETE")
+    yield from _stored_alone(request, product, change)
+    return Reply(body=linked(shop, view(shop, product), "products"))
 
 
 def post_product(request: Request) -> Handler:
@@ -94,7 +102,7 @@ def post_product(request: Request) -> Handler:
     yield Step(Work.WRITE_ITEM)
     shop = request.shop
     product = create(shop, checked(request.params))
-    return Reply(status=201, body=linked(shop, view(shop, product), "products"), allow="GET, POST")
+    return Reply(status=201, body=linked(shop, view(shop, product), "products"))
 
 
 def delete_product(request: Request, raw_id: str) -> Handler:
@@ -107,7 +115,7 @@ def delete_product(request: Request, raw_id: str) -> Handler:
         shop.remove(product)
     else:
         product.post_status = "trash"
-    return Reply(body=linked(shop, shown, "products"), allow="GET, POST, PUT, PATCH, DELETE")
+    return Reply(body=linked(shop, shown, "products"))
 
 
 def create(shop: Shop, change: Json) -> Product:
@@ -165,16 +173,20 @@ def batch_products(request: Request) -> Handler:
             results.setdefault("delete", []).append(_delete_item(shop, raw))
     finally:
         shop.end_writes(ids)
-    return Reply(body=results or [], allow="POST, PUT, PATCH")
+    return Reply(body=results or [])
 
 
 def batch_variations(request: Request, raw_parent: str) -> Handler:
     """POST /products/{parent}/variations/batch; ``product_id`` inside an item overrides the parent of the path."""
     shop = request.shop
-    updates = _items(request.params.get("update"))
-    _check_size(
-        len(updates) + len(_items(request.params.get("create"))) + len(_items(request.params.get("delete")))
-    )
+    creates, updates, deletes = (_items(request.params.get(name)) for name in ("create", "update", "delete"))
+    _check_size(len(creates) + len(updates) + len(deletes))
+    made: list[Json] = []
+    for item in creates:
+        yield Step(Work.WRITE_ITEM)
+        fields_of = dict(item) if isinstance(item, dict) else {}
+        variation = create_variation(shop, find_product(shop, raw_parent), fields_of)
+        made.append(view(shop, variation, variation_route=True))
     results: list[Json] = []
     ids = [php.to_int(item.get("id")) for item in updates if isinstance(item, dict)]
     shop.begin_writes(ids)
@@ -191,7 +203,8 @@ def batch_variations(request: Request, raw_parent: str) -> Handler:
                 results.append({"id": _shown_id(fields_of), "error": error.body()})
     finally:
         shop.end_writes(ids)
-    return Reply(body={"update": results} if results else [], allow="POST, PUT, PATCH")
+    gone = [_delete_item(shop, raw) for raw in deletes]
+    return Reply(body={k: v for k, v in (("create", made), ("update", results), ("delete", gone)) if v} or [])
 
 
 def variation_for_batch(shop: Shop, raw_id: object, parent: int) -> Product:
@@ -221,10 +234,8 @@ def get_variation(request: Request, raw_parent: str, raw_id: str) -> Handler:
     """GET /products/{parent}/variations/{id}."""
     yield Step(Work.READ_ITEM)
     shop = request.shop
-    shown = view(shop, find_variation(shop, raw_parent, raw_id), variation_route=True)
-    return Reply(
-        body=linked(shop, shown, f"products/{raw_parent}/variations"), allow="GET, POST, PUT, PATCH, DELETE"
-    )
+    shown = read_view(request, find_variation(shop, raw_parent, raw_id), variation_route=True)
+    return Reply(body=linked(shop, shown, f"products/{raw_parent}/variations"))
 
 
 def put_variation(request: Request, raw_parent: str, raw_id: str) -> Handler:
@@ -233,11 +244,9 @@ def put_variation(request: Request, raw_parent: str, raw_id: str) -> Handler:
     product = find_variation(shop, raw_parent, raw_id)
     change = checked(request.params)
     change.pop("id", None)
-    yield from _stored(request, product, change, index=0, batch=False)
+    yield from _stored_alone(request, product, change)
     shown = view(shop, product, variation_route=True)
-    return Reply(
-        body=linked(shop, shown, f"products/{raw_parent}/variations"), allow="GET, POST, PUT, PATCH, DELETE"
-    )
+    return Reply(body=linked(shop, shown, f"products/{raw_parent}/variations"))
 
 
 def post_variation(request: Request, raw_parent: str) -> Handler:
@@ -245,16 +254,26 @@ def post_variation(request: Request, raw_parent: str) -> Handler:
     yield Step(Work.WRITE_ITEM)
     shop = request.shop
     parent = find_product(shop, raw_parent)
+    shown = view(shop, create_variation(shop, parent, checked(request.params)), variation_route=True)
+    return Reply(status=201, body=linked(shop, shown, f"products/{parent.id}/variations"))
+
+
+def create_variation(shop: Shop, parent: Product, change: Json) -> Product:
+    """Make a variation of a variable product. Raises RestError."""
     if parent.type != VARIABLE:
         raise no_route()
-    change = checked(request.params)
-    sku = str(change.pop("sku", ""))
+    sku = str(change.get("sku", ""))
     check_sku(shop, sku, None)
     made = shop.add(sku, None, kind=VARIATION, parent=parent.id)
-    apply_change(shop, made, change, batch=False)
+    apply_change(shop, made, {name: value for name, value in change.items() if name != "sku"}, batch=True)
     shop.store(made)
-    shown = view(shop, made, variation_route=True)
-    return Reply(status=201, body=linked(shop, shown, f"products/{parent.id}/variations"), allow="GET, POST")
+    return made
+
+
+def delete_variation(request: Request, raw_parent: str, raw_id: str) -> Handler:
+    """DELETE /products/{parent}/variations/{id}: into the trash, or for good with ``force``."""
+    find_variation(request.shop, raw_parent, raw_id)
+    return (yield from delete_product(request, raw_id))
 
 
 def _update_item(request: Request, item: object, index: int) -> Generator[Step, None, Json]:
@@ -303,6 +322,15 @@ def _stored(
     thrown = faults.fault(Kind.HOOK_EXCEPTION)
     if thrown is not None and index == thrown.items:
         raise RestError("woocommerce_rest_product_not_created", "third product", 400)
+
+
+def _stored_alone(request: Request, product: Product, change: Json) -> Generator[Step, None, None]:
+    """Do a write that is a call of its own. Raises RestError, Refuse."""
+    request.shop.begin_writes((product.id,))
+    try:
+        yield from _stored(request, product, change, index=0, batch=False)
+    finally:
+        request.shop.end_writes((product.id,))
 
 
 def _delete_item(shop: Shop, raw: object) -> Json:

@@ -7,10 +7,11 @@ it runs, never while it waits.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Callable, Generator
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -58,6 +59,7 @@ def _routes() -> Routes:
         (edit, f"{variations}/batch", products.batch_variations, "batch"),
         ("GET|HEAD", f"{variations}/{_ID}", products.get_variation, "view"),
         (edit, f"{variations}/{_ID}", products.put_variation, "edit"),
+        ("DELETE", f"{variations}/{_ID}", products.delete_variation, "delete"),
         ("GET|HEAD", "/wc/v3/variations", listing.list_all_variations, "view"),
         ("GET|HEAD", "/wc/v3/orders", _list_orders, "view"),
         ("POST", "/wc/v3/orders", orders.post_order, "create"),
@@ -79,7 +81,7 @@ def _routes() -> Routes:
         ("GET", "/wc/store/v1/cart", checkout.get_cart, ""),
         ("POST", "/wc/store/v1/cart/add-item", checkout.add_item, ""),
         ("GET", "/wc/store/v1/checkout", checkout.get_checkout, ""),
-        ("POST", "/wc/store/v1/checkout", checkout.post_checkout, ""),
+        (edit, "/wc/store/v1/checkout", checkout.post_checkout, ""),
     ]
     return [(methods, re.compile(path + r"\Z"), handler, right) for methods, path, handler, right in table]
 
@@ -90,7 +92,7 @@ def _list_orders(request: Request) -> Handler:
 
 def _system_status(request: Request) -> Handler:
     yield Step(Work.READ_ITEM, 20)
-    return Reply(body={"environment": {"version": request.shop.version.text}}, allow="GET")
+    return Reply(body={"environment": {"version": request.shop.version.text}})
 
 
 ROUTES = _routes()
@@ -98,7 +100,7 @@ ROUTES = _routes()
 
 def respond(shop: Shop, call: Call) -> Generator[Step, None, Answer]:
     """Answer a call. Yields the work; the caller lets time pass for it. Holds no lock while it waits."""
-    path = re.sub("//+", "/", urlsplit(call.url).path)
+    path = re.sub("//+", "/", call.url.partition("?")[0])
     faults = shop.faults.take(call.method, path)
     slow = faults.fault(Kind.SLOW)
     factor = slow.factor if slow is not None else 1.0
@@ -124,29 +126,34 @@ def _answered(shop: Shop, call: Call, path: str, faults: Active) -> Generator[St
         _log(shop, call, path, {}, early.status)
         return early
     yield Step(Work.REQUEST)
-    params: Json = {}
+    query = dict(parse_qsl(call.url.partition("?")[2], keep_blank_values=True))
+    request = Request(
+        method=_method(call, query),
+        path=path.removeprefix(ROOT).rstrip("/"),
+        query=query,
+        params=dict(query),
+        shop=shop,
+        faults=faults,
+        headers=call.headers,
+    )
+    allow = ""
     try:
-        query, params, wanted = _parsed(call)
-        request = Request(
-            method=_method(call, query),
-            path=path.removeprefix(ROOT).rstrip("/"),
-            query=query,
-            params=params,
-            shop=shop,
-            faults=faults,
-            headers=call.headers,
-        )
-        reply = yield from _routed(request, call)
-        answer = _dressed(shop, reply, wanted, faults)
+        handler = _routed(request, call)
+        allow = _allowed(request.path)
+        reply = yield from handler()
+        answer = _dressed(shop, reply, wanted_fields(request.params.get("_fields")), faults)
     except RestError as error:
         answer = _json(shop, error.status, error.body())
         if error.code == "rate_limit_exceeded":
             answer.headers["RateLimit-Retry-After"] = "9"
     except Refuse:
+        allow = ""
         answer = _json(
             shop, 500, {"code": "internal_server_error", "message": _FATAL, "data": {"status": 500}}
         )
-    _log(shop, call, path, params, answer.status)
+    if allow:
+        answer.headers["Allow"] = allow
+    _log(shop, call, path, request.params, answer.status)
     after = faults.fault(Kind.AFTER_READ)
     if after is not None and after.action is not None:
         after.action()
@@ -155,24 +162,41 @@ def _answered(shop: Shop, call: Call, path: str, faults: Active) -> Generator[St
     return answer
 
 
-def _routed(request: Request, call: Call) -> Handler:
-    """Find the handler and check the key."""
-    shop = request.shop
+def _routed(request: Request, call: Call) -> Callable[[], Handler]:
+    """Return the handler, with the key checked; the body is read when it begins. Raises RestError."""
     if request.method == "OPTIONS":
-        yield Step(Work.READ_ITEM)
-        return Reply(
-            body={"namespace": "wc/v3", "methods": ["POST", "PUT", "PATCH"]}, allow="POST, PUT, PATCH"
-        )
+        return functools.partial(_options, request)
     for methods, pattern, handler, right in ROUTES:
         found = pattern.match(request.path)
         if found is None or request.method not in methods.split("|"):
             continue
         if right:
-            _admit(shop, call, right)
+            _admit(request.shop, call, right)
         else:
-            _limit_store(shop)
-        return (yield from handler(request, *found.groups()))
+            _limit_store(request.shop)
+        return functools.partial(_handled, request, call, handler, found.groups())
     raise no_route()
+
+
+def _handled(
+    request: Request, call: Call, handler: Callable[..., Handler], groups: tuple[str, ...]
+) -> Handler:
+    """Read the body and run the handler."""
+    request.params.update(_body(call))
+    for name in ("consumer_key", "consumer_secret"):
+        request.params.pop(name, None)
+    return (yield from handler(request, *groups))
+
+
+def _options(request: Request) -> Handler:
+    yield Step(Work.READ_ITEM)
+    return Reply(body={"namespace": "wc/v3", "methods": _allowed(request.path).split(", ")})
+
+
+def _allowed(path: str) -> str:
+    """Return the methods of a path, as the Allow header names them."""
+    methods = {one for names, pattern, _, _ in ROUTES if pattern.match(path) for one in names.split("|")}
+    return ", ".join(one for one in ("GET", "POST", "PUT", "PATCH", "DELETE") if one in methods)
 
 
 def _admit(shop: Shop, call: Call, right: str) -> None:
@@ -202,23 +226,18 @@ def _limit_store(shop: Shop) -> None:
     shop.store_calls.append(now_s)
 
 
-def _parsed(call: Call) -> tuple[dict[str, str], Json, dict[str, object] | None]:
-    """Return the query, the parameters (body over query) and the wanted fields. Raises RestError."""
-    query = dict(parse_qsl(urlsplit(call.url).query, keep_blank_values=True))
-    params: Json = dict(query)
+def _body(call: Call) -> Json:
+    """Return the parameters in the body; one of another content type is not read. Raises RestError."""
     kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" and call.body:
         try:
-            body = json.loads(call.body)
-        except (ValueError, UnicodeDecodeError, RecursionError):
+            body = json.loads(call.body.decode())
+        except (ValueError, RecursionError):
             raise RestError("rest_invalid_json", "Invalid JSON body passed.", 400) from None
-        if isinstance(body, dict):
-            params.update(body)
-    elif kind == "application/x-www-form-urlencoded":
-        params.update(parse_qsl(call.body.decode("utf-8", "replace"), keep_blank_values=True))
-    for name in ("consumer_key", "consumer_secret"):
-        params.pop(name, None)
-    return query, params, wanted_fields(params.get("_fields"))
+        return body if isinstance(body, dict) else {}
+    if kind == "application/x-www-form-urlencoded":
+        return dict(parse_qsl(call.body.decode("utf-8", "replace"), keep_blank_values=True))
+    return {}
 
 
 def _method(call: Call, query: dict[str, str]) -> str:
@@ -291,8 +310,6 @@ def _dressed(shop: Shop, reply: Reply, wanted: dict[str, object] | None, faults:
     """Return a reply as it travels, with what the call's faults make of it."""
     answer = _json(shop, reply.status, trimmed(reply.body, wanted))
     answer.headers.update(reply.headers)
-    if reply.allow:
-        answer.headers["Allow"] = reply.allow
     if faults.has(Kind.HTML_BEFORE_JSON):
         answer.body = _WARNING + answer.body
     if faults.has(Kind.GATEWAY_TIMEOUT):

@@ -15,7 +15,15 @@ from publisher.testing.clock import Clock
 from publisher.testing.faults import Faults
 from publisher.testing.keys import ApiKey, Nonces
 from publisher.testing.order_state import Order, Reservation
-from publisher.testing.stock import VARIATION, Product, ShopSettings, derive_status, effective, sync_family
+from publisher.testing.stock import (
+    VARIABLE,
+    VARIATION,
+    Product,
+    ShopSettings,
+    derive_status,
+    effective,
+    sync_family,
+)
 from publisher.testing.webhook_state import Webhook
 
 LOG_MAX = 200_000
@@ -103,6 +111,9 @@ class Shop:
     log: deque[Logged] = field(default_factory=lambda: deque(maxlen=LOG_MAX))
     writing: dict[int, int] = field(default_factory=dict)
     overlaps: list[Overlap] = field(default_factory=list)
+    stored: dict[int, tuple[int | float | None, str]] = field(default_factory=dict)
+    before: dict[int, tuple[int | float | None, str]] = field(default_factory=dict)
+    """Quantity and status of each written product, and those before its last write (what a lagging cache shows)."""
     listeners: list[Callable[[Product], None]] = field(default_factory=list)
     """Called after a product was stored, with the lock held: a test watches what the shop shows over time."""
 
@@ -199,11 +210,14 @@ class Shop:
         if not torn:
             derive_status(product, self.settings)
         product.modified_s = self.clock()
-        if product.variations:
+        if product.type == VARIABLE:
             sync_family(product, self.family(product))
         parent = self.parent_of(product)
         if parent is not None and product.type == VARIATION:
             sync_family(parent, self.family(parent))
+        if product.id in self.stored:
+            self.before[product.id] = self.stored[product.id]
+        self.stored[product.id] = (product.quantity, product.stock_status)
         if tell:
             self.notify("product.updated", product.id)
         for listener in self.listeners:

@@ -1,6 +1,6 @@
 """Products and their stock as the shop derives it: the status from the quantity, the parent's from its children.
 
-Pure state, no HTTP. All rules are as recorded (docs of the double: README, "Storefront double").
+Pure state, no HTTP. All rules are as recorded (tests/exchanges).
 """
 
 from __future__ import annotations
@@ -141,12 +141,9 @@ def sync_family(parent: Product, children: list[Product]) -> None:
                 child.stock_status = parent.stock_status
         return
     statuses = {child.stock_status for child in children}
-    if statuses:
-        parent.stock_status = next(
-            status
-            for status in (IN_STOCK, ON_BACKORDER, OUT_OF_STOCK, parent.stock_status)
-            if status in statuses
-        )
+    parent.stock_status = next(
+        (status for status in (IN_STOCK, ON_BACKORDER) if status in statuses), OUT_OF_STOCK
+    )
 
 
 def effective(product: Product, parent: Product | None) -> Product:

@@ -27,7 +27,6 @@ from publisher.testing.shop import Shop
 from publisher.testing.webhook_state import FAILURES_MAX, TOPICS, Webhook
 from publisher.testing.wire import Json, RestError, Step, Work
 
-ITEM_METHODS = "GET, POST, PUT, PATCH, DELETE"
 SECRET_LENGTH = 50
 
 Sender = Callable[[str, dict[str, str], bytes], int]
@@ -197,7 +196,7 @@ def post_webhook(request: Request) -> Handler:
     shop.next_webhook_id += 1
     shop.webhooks[hook.id] = hook
     shop.pings.append(hook.id)
-    return Reply(status=201, body=linked(shop, hook_view(hook), "webhooks"), allow="GET, POST")
+    return Reply(status=201, body=linked(shop, hook_view(hook), "webhooks"))
 
 
 def list_webhooks(request: Request) -> Handler:
@@ -207,7 +206,7 @@ def list_webhooks(request: Request) -> Handler:
     yield Step(Work.READ_ITEM, max(1, len(hooks)))
     total = {"X-WP-Total": str(len(hooks)), "X-WP-TotalPages": str(-(-len(hooks) // per_page))}
     cut = hooks[(page - 1) * per_page : page * per_page]
-    return Reply(body=[hook_view(hook) for hook in cut], headers=total, allow="GET, POST")
+    return Reply(body=[hook_view(hook) for hook in cut], headers=total)
 
 
 def get_webhook(request: Request, raw_id: str) -> Handler:
@@ -216,7 +215,7 @@ def get_webhook(request: Request, raw_id: str) -> Handler:
     hook = request.shop.webhooks.get(php.to_int(raw_id))
     if hook is None:
         raise RestError("woocommerce_rest_shop_webhook_invalid_id", "Invalid ID.", 404)
-    return Reply(body=linked(request.shop, hook_view(hook), "webhooks"), allow=ITEM_METHODS)
+    return Reply(body=linked(request.shop, hook_view(hook), "webhooks"))
 
 
 def put_webhook(request: Request, raw_id: str) -> Handler:
@@ -232,7 +231,7 @@ def put_webhook(request: Request, raw_id: str) -> Handler:
     hook.status = str(params.get("status", hook.status))
     hook.secret = str(params.get("secret", hook.secret))
     hook.name = str(params.get("name", hook.name))
-    return Reply(body=linked(shop, hook_view(hook), "webhooks"), allow=ITEM_METHODS)
+    return Reply(body=linked(shop, hook_view(hook), "webhooks"))
 
 
 def delete_webhook(request: Request, raw_id: str) -> Handler:
@@ -244,7 +243,7 @@ def delete_webhook(request: Request, raw_id: str) -> Handler:
     hook = shop.webhooks.pop(php.to_int(raw_id), None)
     if hook is None:
         raise RestError("woocommerce_rest_shop_webhook_invalid_id", "Invalid ID.", 404)
-    return Reply(body=linked(shop, hook_view(hook), "webhooks"), allow=ITEM_METHODS)
+    return Reply(body=linked(shop, hook_view(hook), "webhooks"))
 
 
 def _check_url(url: str) -> None:
@@ -268,4 +267,4 @@ def setting_reply(request: Request, name: str) -> Handler:
         shown = str(settings.no_stock_amount)
     else:
         raise RestError("rest_setting_setting_invalid", "Invalid setting.", 404)
-    return Reply(body={"id": name, "value": shown}, allow="GET, POST, PUT, PATCH")
+    return Reply(body={"id": name, "value": shown})
