@@ -88,6 +88,8 @@ class FakeLedger:
     def __init__(self, ledger_id: str = "ledger-1") -> None:
         self.ledger_id = ledger_id
         self.now = Content()
+        self.clock_ms = 0
+        """The ledger's clock, as records tell it."""
         self.unreachable = False
         self.before_call: Callable[[str], None] | None = None
         self.calls: list[str] = []
@@ -135,7 +137,7 @@ class FakeLedger:
 
     def _head(self) -> Head:
         with self._lock:
-            return Head(self.ledger_id, self.now.epoch, self.now.seq, self.now.chain, 0)
+            return Head(self.ledger_id, self.now.epoch, self.now.seq, self.now.chain, self.clock_ms)
 
     def _sku(self, sku: str) -> SkuState:
         return SkuState(
@@ -156,7 +158,7 @@ class FakeLedger:
         self, kind: int, changes: Iterable[PositionChange], body: object, fences: Iterable[FenceLeft] = ()
     ) -> Version:
         """Log one record as the functions do."""
-        fields = [kind, 0, "author", "", "", list(changes), body]
+        fields = [kind, self.clock_ms, "author", "", "", list(changes), body]
         if fences:
             fields.append(list(fences))
         return self.append(_encode(fields))

@@ -22,6 +22,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from availability.history.database import open_database
+from availability.history.tables import VERSION_TABLE
+
 START_S = 60.0
 _PR_SET_PDEATHSIG = 1
 _numbers = count(1)
@@ -97,13 +100,17 @@ class Postgres:
         return f"postgresql://postgres@/{database}?host={self._folder}"
 
     def new_database(self) -> str:
-        """Make an empty database; return its address."""
+        """Make an empty database; return its name."""
         name = f"test_{os.getpid()}_{next(_numbers)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name
+
+    def execute(self, statement: str) -> None:
+        """Run one statement outside of any database of a test."""
         engine = sa.create_engine(_psycopg(self.url("postgres")), isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            connection.exec_driver_sql(statement)
         engine.dispose()
-        return self.url(name)
 
 
 @contextlib.contextmanager
@@ -128,18 +135,66 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres_url(postgres: Postgres) -> str:
+def postgres_url(postgres: Postgres) -> Iterator[str]:
     """An empty database of this test's own."""
-    return postgres.new_database()
+    yield from _lent(postgres, postgres.new_database())
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind in turn."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'history.sqlite'}"
+        yield f"sqlite:///{tmp_path / 'history.sqlite'}"
+        return
     server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
+    yield from _lent(server, server.new_database())
+
+
+@pytest.fixture(scope="session")
+def shared_database(postgres: Postgres) -> str:
+    """One database with the history's tables, for tests in turn: making one takes far longer than emptying it."""
+    url = postgres.url(postgres.new_database())
+    open_database(url, Path()).dispose()
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def history_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of each kind in turn, with the history's tables and nothing in them."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'history.sqlite'}"
+    url: str = request.getfixturevalue("shared_database")
+    _empty(url)
+    return url
+
+
+def _empty(url: str) -> None:
+    """Drop every partition and empty every table of the history; whoever was left connected is thrown out."""
+    engine = sa.create_engine(_psycopg(url), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        days = (
+            connection.exec_driver_sql(
+                "SELECT oid::regclass::text FROM pg_class WHERE relispartition AND relkind = 'r'"
+            )
+            .scalars()
+            .all()
+        )
+        tables = connection.exec_driver_sql(
+            f"SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relname <> '{VERSION_TABLE}'"
+            " AND relnamespace = 'public'::regnamespace AND NOT relispartition"
+        ).scalars()
+        drop = f"DROP TABLE {', '.join(days)}; " if days else ""
+        connection.exec_driver_sql(f"{drop}TRUNCATE {', '.join(tables)}")
+    engine.dispose()
+
+
+def _lent(server: Postgres, name: str) -> Iterator[str]:
+    yield server.url(name)
+    server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def _psycopg(url: str) -> str:

@@ -66,6 +66,19 @@ class Rows:
     """Days, ascending."""
     unreadable: int = 0
 
+    def without_nul(self) -> Rows:
+        """Return the same with U+FFFD where text had NUL: PostgreSQL takes none, and the record's bytes keep it."""
+        return Rows(
+            journal=_clean_rows(self.journal),
+            position_changes=_clean_rows(self.position_changes),
+            deltas=_clean_rows(self.deltas),
+            policies=_clean_rows(self.policies),
+            new_positions={(_clean(sku), _clean(node)) for sku, node in self.new_positions},
+            policy_names={(what, _clean(a), _clean(b)) for what, a, b in self.policy_names},
+            days=self.days,
+            unreadable=self.unreadable,
+        )
+
     @property
     def changes(self) -> int:
         """Rows that a database has to take, roughly."""
@@ -215,8 +228,9 @@ def policy_row(
     return (what, channel, sku, version, number, clock_ms, author, reason, raw)
 
 
-def without_nul(rows: Iterable[Row]) -> list[Row]:
-    """Return rows whose text has U+FFFD where NUL was: PostgreSQL takes none, and the record's bytes keep it."""
-    return [
-        tuple(value.replace("\0", "�") if isinstance(value, str) else value for value in row) for row in rows
-    ]
+def _clean_rows(rows: Iterable[Row]) -> list[Row]:
+    return [tuple(_clean(value) if isinstance(value, str) else value for value in row) for row in rows]
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "\ufffd")
