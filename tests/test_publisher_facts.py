@@ -134,6 +134,11 @@ def test_states_that_were_never_seen_are_skipped() -> None:
     assert ordered(walk(order("trash", line(3, reduced=3)))) == 3
     assert ordered(walk(order("refunded"))) == 3
     assert ordered(walk(order("failed", line(3, reduced=0)))) == 0
+    mirror = Rules(shop_reduces=True)
+    paid, failed = order("processing", line(3, reduced=3)), order("failed", line(3), at=1)
+    assert ordered(walk(paid, failed)) == 3
+    assert ordered(walk(paid, failed, rules=mirror)) == 0  # it was cancelled in between
+    assert ordered(walk(paid, order("failed", line(5, reduced=5), at=1), rules=mirror)) == 5
 
 
 def test_edited_lines_are_told_as_they_stand() -> None:

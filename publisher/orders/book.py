@@ -20,6 +20,7 @@ from publisher.orders.facts import TRASH, VANISHED, Fact, Told, from_bytes, to_b
 
 IDS_PER_QUERY = 500
 _GONE = frozenset({TRASH, VANISHED})
+_IDS = frozenset({"channel", "order_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,24 +73,16 @@ class OrderBook:
 
     def note(self, entries: Sequence[Entry], *, now: float, place: Place | None = None) -> None:
         """Write down what was read and what is to be said, and how far the shop was polled, all at once."""
+        loud = [_row(self._channel, entry, now) for entry in entries if entry.facts]
+        quiet = [_row(self._channel, entry, now) for entry in entries if not entry.facts]
         with writing(self._engine) as connection:
-            for entry in entries:
-                values: dict[str, object] = {
-                    "status": entry.told.status,
-                    "open_units": entry.told.open_units,
-                    "modified_us": entry.told.modified_us,
-                    "checked_at": now,
-                    "gone": entry.told.status in _GONE,
-                    "told": to_bytes(entry.told),
-                }
-                if entry.facts:
-                    values |= {"unsent": _packed(entry.facts), "refused": ""}
-                fresh: dict[str, object] = {"unsent": b"", "refused": "", **values}
-                connection.execute(
-                    upsert(connection, shop_orders)
-                    .values(channel=self._channel, order_id=entry.order_id, **fresh)
-                    .on_conflict_do_update(index_elements=["channel", "order_id"], set_=values)
-                )
+            for rows, kept in ((loud, _IDS), (quiet, _IDS | {"unsent", "refused"})):
+                if rows:
+                    insert = upsert(connection, shop_orders)
+                    moved = {name: insert.excluded[name] for name in rows[0] if name not in kept}
+                    connection.execute(
+                        insert.on_conflict_do_update(index_elements=sorted(_IDS), set_=moved), rows
+                    )
             if place is not None:
                 moved = {"modified_us": place.modified_us, "begun_us": place.begun_us}
                 connection.execute(
@@ -116,17 +109,23 @@ class OrderBook:
     def sent(self, entries: Sequence[Entry], refused: Mapping[int, str] | None = None) -> None:
         """Strike out words that the ledger has answered; ``refused``: by order, why it did not take one."""
         table, reasons = shop_orders, refused or {}
+        struck = sa.update(table).where(
+            table.c.channel == self._channel,
+            table.c.order_id == sa.bindparam("its_id"),
+            table.c.told == sa.bindparam("its_words", type_=sa.LargeBinary),
+        )
         with writing(self._engine) as connection:
-            for entry in entries:
-                connection.execute(
-                    sa.update(table)
-                    .where(
-                        table.c.channel == self._channel,
-                        table.c.order_id == entry.order_id,
-                        table.c.told == to_bytes(entry.told),
-                    )
-                    .values(unsent=b"", refused=reasons.get(entry.order_id, ""))
-                )
+            connection.execute(
+                struck.values(unsent=b"", refused=sa.bindparam("why")),
+                [
+                    {
+                        "its_id": entry.order_id,
+                        "its_words": to_bytes(entry.told),
+                        "why": reasons.get(entry.order_id, ""),
+                    }
+                    for entry in entries
+                ],
+            )
 
     def refused(self, limit: int) -> dict[int, str]:
         """Return orders of which the ledger did not take a word, and why, by their ids."""
@@ -239,6 +238,21 @@ class OrderBook:
                 "hints": sa.select(sa.func.count()).where(shop_order_hints.c.channel == self._channel),
             }
             return {name: connection.execute(query).scalar_one() for name, query in counts.items()}
+
+
+def _row(channel: str, entry: Entry, now: float) -> dict[str, object]:
+    return {
+        "channel": channel,
+        "order_id": entry.order_id,
+        "status": entry.told.status,
+        "open_units": entry.told.open_units,
+        "modified_us": entry.told.modified_us,
+        "checked_at": now,
+        "gone": entry.told.status in _GONE,
+        "told": to_bytes(entry.told),
+        "unsent": _packed(entry.facts),
+        "refused": "",
+    }
 
 
 def _packed(facts: Sequence[Fact]) -> bytes:

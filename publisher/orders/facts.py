@@ -156,13 +156,15 @@ class Rules:
     """How one shop's orders are read.
 
     ``taken``: statuses that take units (a plugin's own may be added). ``gives_back``: which of KEEPING cancel the
-    order in the ledger all the same. ``owned_node``: the node whose on_hand this shop books itself (a completed order
+    order in the ledger all the same. ``shop_reduces``: the shop keeps its own stock (Mirror), so that of a failed order
+    its own word counts. ``owned_node``: the node whose on_hand this shop books itself (a completed order
     ships from it); empty where a WMS or ERP does. ``age_max_us``: how old a first word may be, for the ledger
     remembers event ids for 30 days only.
     """
 
     taken: frozenset[str] = TAKEN
     gives_back: frozenset[str] = frozenset()
+    shop_reduces: bool = False
     owned_node: str = ""
     age_max_us: int = 25 * 86_400 * 1_000_000
 
@@ -377,9 +379,11 @@ def _quantity(status: str, cell: _Wanted | None, was: int | None, rules: Rules) 
         return 0  # payment is open: the shop holds these units itself, and takes them when it is paid
     if status in rules.taken or status == REFUNDED:
         return cell.quantity - cell.lowered if cell is not None else 0
-    if was:
-        return was  # failed, trashed, vanished, a plugin's own status: nothing is given back, nothing taken
-    return (cell.reduced or 0) if cell is not None else 0
+    # Failed, trashed, vanished, a plugin's own status: nothing is given back and nothing taken. What happened since the
+    # last reading only the shop knows.
+    if cell is not None and (rules.shop_reduces or not was):
+        return cell.reduced or 0
+    return was or 0
 
 
 def _returns(
