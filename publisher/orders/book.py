@@ -84,11 +84,11 @@ class OrderBook:
                         insert.on_conflict_do_update(index_elements=sorted(_IDS), set_=moved), rows
                     )
             if place is not None:
-                moved = {"modified_us": place.modified_us, "begun_us": place.begun_us}
+                where = {"modified_us": place.modified_us, "begun_us": place.begun_us}
                 connection.execute(
                     upsert(connection, shop_order_places)
-                    .values(channel=self._channel, **moved)
-                    .on_conflict_do_update(index_elements=["channel"], set_=moved)
+                    .values(channel=self._channel, **where)
+                    .on_conflict_do_update(index_elements=["channel"], set_=where)
                 )
 
     def unsent(self, limit: int) -> list[Entry]:
