@@ -111,7 +111,7 @@ def serving(
     command += ["--listen", "127.0.0.1:0", "--data-dir", str(folder / "data"), "--ready-file", str(ready)]
     # On a busy machine Redis may stall for seconds; calls sent again meanwhile would answer DUPLICATE, truly, to deltas
     # that no test sent twice. What lost replies do is the fault suite's.
-    # For the same reason nothing is refused as STALE here: what staleness does is the replica's and the fault tests' own.
+    # And nothing is refused as STALE here: what staleness does is the replica's and the fault tests' own.
     patient = {"AVAIL_REDIS__SOCKET_TIMEOUT_MS": "20000", "AVAIL_READS__MAX_STALENESS_MS": "20000"}
     environment = {**os.environ, **patient, **(settings or {})}
     with log.open("wb") as out:
