@@ -36,6 +36,8 @@ TESTS = (
     "tests/test_linearizability.py",
     "tests/test_orders_property.py",
     "tests/test_thresholds.py",
+    "tests/test_storefront_replay.py",
+    "tests/test_storefront_double.py",
     "tests/faults/test_fault_functions.py",
     "tests/faults",
 )
@@ -88,6 +90,10 @@ BUGS = (
     Bug("a report that looked too early reopens what is over", LUA + "09_exceptions.lua", "if at and at > known_to then return true end", "if false then return true end"),
     Bug("numpy: back in stock at the threshold", "availability/domain/thresholds.py", "(sellables > back)", "(sellables > threshold)"),
     Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
+    Bug("the double gives a failed order's units back", "publisher/testing/order_state.py", '("cancelled", "pending")', '("cancelled", "pending", "failed")'),
+    Bug("the double lets null empty a product in a batch", "publisher/testing/product_writes.py", 'if change.get("stock_quantity") is not None:', 'if "stock_quantity" in change:'),
+    Bug("the double lets a webhook live for ever", "publisher/testing/webhook_state.py", "FAILURES_MAX = 6", "FAILURES_MAX = 600"),
+    Bug("the double stores what a locked row cannot take", "publisher/testing/products.py", "locked.seconds)\n        return", "locked.seconds)"),
 )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def batch(quantity: int, *ids: int) -> dict[str, Any]:
         (Fault(kind=Kind.DATABASE_DOWN), 500, [10, 10, 10]),
         (Fault(kind=Kind.PLUGIN_REFUSES), 500, [10, 10, 10]),
         (Fault(kind=Kind.MAINTENANCE), 503, [10, 10, 10]),
+        (Fault(kind=Kind.MAINTENANCE, seconds=2), 503, [10, 10, 10]),
         (Fault(kind=Kind.TOO_MANY_REQUESTS, seconds=7), 429, [10, 10, 10]),
         (Fault(kind=Kind.HTML_BEFORE_JSON), 200, [7, 7, 7]),
         (Fault(kind=Kind.CHALLENGE_PAGE), 200, [10, 10, 10]),
@@ -90,6 +91,8 @@ def test_a_failure_leaves_exactly_what_it_leaves_in_a_real_shop(
         assert [item["stock_quantity"] for item in body["update"]] == [7, 10, 7]
     if fault.kind in (Kind.CHALLENGE_PAGE, Kind.HTML_BEFORE_JSON):
         assert body is None
+    if fault.kind is Kind.MAINTENANCE:
+        assert answer.headers["Retry-After"] == str(int(fault.seconds) or 600)
     if fault.kind is Kind.TOO_MANY_REQUESTS:
         assert answer.headers["Retry-After"] == "7"
     again, _ = send(front, "POST", "/products/batch", batch(8, 11))
@@ -317,7 +320,7 @@ def test_many_connections_share_the_machine() -> None:
     latency = Latency(factor=1.0)
     alone = latency.seconds(Step(Work.WRITE_ITEM, 100)) + latency.seconds(Step(Work.REQUEST))
     assert 2.8 < alone < 3.2
-    assert 85 < latency.cores / latency.write_item_s < 100
+    assert 60 < latency.cores / latency.write_item_s < 75
 
 
 def test_a_fast_clock_runs_as_fast_as_it_is_told() -> None:

@@ -32,7 +32,7 @@ class Kind(Enum):
     PLUGIN_REFUSES = auto()
     """500 JSON of wp_die: a plugin stops the request."""
     MAINTENANCE = auto()
-    """503 JSON with Retry-After 600."""
+    """503 JSON with Retry-After ``seconds``, 600 where none are given."""
     TOO_MANY_REQUESTS = auto()
     """429 with Retry-After ``seconds``, from the proxy; nothing is done."""
     HTML_BEFORE_JSON = auto()

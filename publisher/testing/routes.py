@@ -302,7 +302,7 @@ def _failure(kind: Kind, seconds: float) -> Answer | None:
     body = {"code": code, "message": text, "data": {"status": status}, "additional_errors": []}
     answer = Answer(status=status, body=orjson.dumps(body), headers={"Content-Type": JSON_TYPE})
     if kind is Kind.MAINTENANCE:
-        answer.headers["Retry-After"] = str(MAINTENANCE_RETRY_S)
+        answer.headers["Retry-After"] = str(int(seconds) or MAINTENANCE_RETRY_S)
     return answer
 
 
