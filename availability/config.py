@@ -379,6 +379,34 @@ class HistorySettings(_Section):
         SecretStr(""),
         description="postgresql://user@host/name, or a SQLite file; empty: history.sqlite in data_dir.",
     )
+    batch_records: int = Field(
+        5_000, ge=1, le=100_000, description="Records of the log that the historian reads at once."
+    )
+    batch_bytes: int = Field(
+        8_388_608,
+        ge=65_536,
+        le=1_073_741_824,
+        description="About as many bytes of records in the historian's memory.",
+    )
+    checkpoint_ms: int = Field(
+        1_000,
+        ge=0,
+        le=60_000,
+        description="Least time between two notes, in the ledger, of how far the history has come.",
+    )
+    keep_days: int = Field(
+        400, ge=0, le=36_500, description="Days whose records stay in the database; 0: for ever."
+    )
+    archive: bool = Field(
+        True, description="Write days to Parquet files before they leave the database; false: drop them."
+    )
+    archive_dir: Path | None = Field(
+        None, description="Where these files go; none: the folder archive in data_dir."
+    )
+    seal_key_file: Path | None = Field(
+        None,
+        description="Key (32 bytes or more) that seals days, gaps and forks; none: plain digests.",
+    )
 
 
 class LoggingSettings(_Section):

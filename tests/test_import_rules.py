@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "availability.telemetry",
         *LEDGER_READS,
     ),
+    "availability.history.app": OURS,
     "availability.service": (
         "availability.v1",
         "availability.domain",

@@ -13,6 +13,7 @@ import typer
 from availability.cli import (
     exceptions,
     health,
+    historian,
     ingest,
     ingest_operations,
     order,
@@ -67,6 +68,7 @@ app.command("demo", rich_help_panel="Server")(server.demo)
 app.command("health", rich_help_panel="Server")(health.health)
 app.command("doctor", rich_help_panel="Server")(server.doctor)
 app.add_typer(token.app, name="token", rich_help_panel="Server")
+app.add_typer(historian.app, name="historian", rich_help_panel="Server")
 app.command("get", rich_help_panel="Reading")(reads.get)
 app.command("explain", rich_help_panel="Reading")(reads.explain)
 app.command("watch", rich_help_panel="Reading")(reads.watch)

@@ -8,6 +8,7 @@ for these tables. Who keeps what: `tables.py`, and `shop_tables.py` where a publ
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def upgrade_tables(engine: Engine) -> None:
     from alembic.config import Config
     from alembic.util import CommandError
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its plugins at each start
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     with failures(), engine.begin() as connection:
