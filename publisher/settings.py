@@ -144,6 +144,56 @@ class RankedRule(_Section):
     channels: tuple[str, ...] = Field(min_length=1, description="Channels that show them; others show 0.")
 
 
+class WebhookSettings(_Section):
+    """The shop's webhooks for its orders: sooner than polling, never instead of it."""
+
+    public_url: str = Field(description="Our address as the shop reaches it; /shops/CHANNEL/orders is added.")
+    secret: SecretPlace = Field(description="Signs every delivery; at least 16 bytes.")
+    manage: bool = Field(
+        True, description="Make the webhooks, and make those anew that the shop switched off."
+    )
+    check_ms: int = Field(60_000, ge=1_000, le=86_400_000, description="Pause between looks at them.")
+    body_bytes_max: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Size of one delivery.")
+
+    @field_validator("public_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+            raise ValueError("https://… (or http://…)")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("no user and no password in it")
+        return url.rstrip("/")
+
+
+class OrdersSettings(_Section):
+    """How the shop's orders come into the ledger."""
+
+    source: str = Field("", max_length=64, description="Source of the order facts; the channel where empty.")
+    poll_ms: int = Field(5_000, ge=100, le=3_600_000, description="Pause between two polls.")
+    overlap_s: int = Field(
+        120, ge=1, le=86_400, description="Each poll begins so far behind the last order that was seen."
+    )
+    check_ms: int = Field(
+        600_000, ge=1_000, le=86_400_000, description="An order that counts may go unseen for so long."
+    )
+    watch_days: int = Field(
+        30, ge=1, le=3_650, description="Orders touched since then are missed when they vanish."
+    )
+    keep_days: int = Field(180, ge=31, le=3_650, description="An untouched order is forgotten after that.")
+    settle_ms: int = Field(
+        3_000, ge=0, le=600_000, description="Mirror: so long after an order's facts its skus are read again."
+    )
+    more_statuses: tuple[str, ...] = Field((), description="Statuses of plugins that take units too.")
+    gives_back: tuple[Literal["failed", "refunded", "trash", "vanished"], ...] = Field(
+        (), description="States that cancel an order in the ledger although the shop gives nothing back."
+    )
+    owned_node: str = Field(
+        "", max_length=64, description="Node whose stock the shop books: completed orders ship from it."
+    )
+    webhooks: WebhookSettings | None = None
+
+
 class ShopSettings(_Section):
     """One storefront."""
 
@@ -175,6 +225,7 @@ class ShopSettings(_Section):
     )
     zero_guard_min: int = Field(10, ge=0, le=1_000_000, description="Up to so many always may.")
     ranked: RankedRule | None = None
+    orders: OrdersSettings | None = Field(None, description="Take the shop's orders in; MIRROR always does.")
     pace: PaceSettings = Field(default_factory=lambda: PaceSettings.model_validate({}))
     catalogue: CatalogueSettings = Field(default_factory=lambda: CatalogueSettings.model_validate({}))
 
@@ -207,11 +258,20 @@ class ShopSettings(_Section):
         if self.kind == "woocommerce" and (self.key is None or self.secret is None):
             raise ValueError("key and secret are needed")
         if self.kind == "json_webhook":
+            if self.orders is not None:
+                raise ValueError("json_webhook: it has no orders to read")
             if self.mode is Mode.MIRROR:
                 raise ValueError("json_webhook: nothing can be read back, so mode is OWNER")
             if self.secret is None:
                 raise ValueError("secret is needed: it signs every call")
         return self
+
+    @property
+    def order_settings(self) -> OrdersSettings | None:
+        """Return how orders come in; None: they do not."""
+        if self.orders is None and self.mode is Mode.MIRROR:
+            return OrdersSettings.model_validate({})
+        return self.orders
 
     def credentials(self, environment: Mapping[str, str]) -> Credentials:
         """Read the keys as they are now. Raises SettingsRefused, without them."""
@@ -269,6 +329,15 @@ def _placed(shop: ShopSettings, folder: Path) -> ShopSettings:
         value = getattr(shop, name)
         if isinstance(value, Path):
             placed[name] = (folder / value).resolve()
-        elif isinstance(value, SecretPlace) and value.file is not None:
-            placed[name] = value.model_copy(update={"file": (folder / value.file).resolve()})
+        elif isinstance(value, SecretPlace):
+            placed[name] = _secret_in(value, folder)
+        elif isinstance(value, OrdersSettings) and value.webhooks is not None:
+            hooks = value.webhooks.model_copy(update={"secret": _secret_in(value.webhooks.secret, folder)})
+            placed[name] = value.model_copy(update={"webhooks": hooks})
     return shop.model_copy(update=placed)
+
+
+def _secret_in(place: SecretPlace, folder: Path) -> SecretPlace:
+    if place.file is None:
+        return place
+    return place.model_copy(update={"file": (folder / place.file).resolve()})

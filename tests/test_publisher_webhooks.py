@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from availability.history.database import DatabaseUnreachable
+from publisher.orders.facts import Rules
 from publisher.orders.receiver import TOPICS, Door, receiver_app, signature
 from publisher.orders.webhooks import tend
 from publisher.testing.checkout import buy
@@ -204,7 +205,7 @@ class Wired:
     """A shop whose webhooks come in at the door, and whose orders are told."""
 
     def __init__(self, folder: Path) -> None:
-        self.lab = OrderLab(folder)
+        self.lab = OrderLab(folder, rules=Rules(shop_reduces=True))
         self.lab.add("A", 1_000)
         self.counts: Counter[str] = Counter()
         self.broken = False

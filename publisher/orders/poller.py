@@ -128,18 +128,22 @@ class OrderPoller:
         async with self._lock:
             return (await self._resend()).plus(await self._poll())
 
-    async def follow_hints(self) -> Moved:
-        """Read the orders that webhooks named."""
+    async def follow_hints(self) -> tuple[int, Moved]:
+        """Read the orders that webhooks named, some of them. Returns how many, and what it told."""
         async with self._lock:
             told = await self._resend()
             await self._begin()
-            for hint in await asyncio.to_thread(self._book.hints, HINTS_PER_ROUND):
+            hints = await asyncio.to_thread(self._book.hints, HINTS_PER_ROUND)
+            for hint in hints:
                 told = told.plus(await self._fold_one(hint.order_id))
                 await asyncio.to_thread(self._book.followed, (hint,))
-        return told
+        return len(hints), told
 
-    async def check_vanished(self) -> Moved:
-        """Look for orders that count and went unseen for a while: nobody is told when one is deleted."""
+    async def check_vanished(self) -> tuple[int, Moved]:
+        """Look for orders that count and went unseen for a while, some of them: nobody is told when one is deleted.
+
+        Returns how many it looked at, and what it told.
+        """
         async with self._lock:
             now, rules = self._now(), self._poll_rules
             order_ids = await asyncio.to_thread(
@@ -150,14 +154,14 @@ class OrderPoller:
                 )
             )
             if not order_ids:
-                return Moved()
+                return 0, Moved()
             told = await self._resend()
             await self._begin()
             present = await self._orders.present(order_ids)
             missing = sorted(set(order_ids) - {order.order_id for order in present})
             told = told.plus(await self._fold(present)).plus(await self._missing(missing))
             await asyncio.to_thread(self._book.checked, order_ids, now)
-        return told
+        return len(order_ids), told
 
     async def retell(self, order_id: int) -> Moved:
         """Read one order and say all of it again: for words that were refused."""
