@@ -18,12 +18,14 @@ from sqlalchemy.engine import Engine
 from availability.client import Acked, Client, ClientError
 from availability.telemetry import IngestMetrics
 from availability.v1 import stock_pb2 as pb
+from ingest.alarms import Alarms, AlarmThread
 from ingest.database import artifacts, open_database
+from ingest.feed_health import FOLDER, WEBHOOK, FeedHealth
 from ingest.figures import RowCounter, source_figures
 from ingest.ledger_views import LedgerRecipes, on_hand_of
 from ingest.letters import DISCARDED, REPLAYED, KeptLetter, Letters
 from ingest.operations import Operations
-from ingest.pipeline import Pipeline, Progress
+from ingest.pipeline import Outcome, Pipeline, Progress
 from ingest.redaction import Redactor
 from ingest.rows import RowRefused
 from ingest.settings import SettingsRefused, SourceSettings, read_sources
@@ -77,6 +79,7 @@ class IngestDesk:
         self.engine = engine
         redactors = {name: Redactor(settings.redact) for name, settings in sources.items()}
         self.letters = Letters(engine, redactors)
+        self.health = FeedHealth(engine, time.time)
         self._recipes = LedgerRecipes(client)
         self._stopped: Callable[[], bool] = lambda: False
         self.operations = Operations(engine, client, self.letters, self._pipeline)
@@ -132,7 +135,7 @@ class IngestDesk:
         if not open_to:
             raise SettingsRefused("no source has a [webhook]")
         try:
-            application = webhook_app(open_to, lambda path: path.read_bytes().strip())
+            application = webhook_app(open_to, lambda path: path.read_bytes().strip(), shut=self._door)
         except ValueError as error:
             raise SettingsRefused(str(error)) from error
         host, _, port = listen.rpartition(":")
@@ -159,6 +162,18 @@ class IngestDesk:
         finally:
             server.should_exit = True
             thread.join(2 * STOP_S)
+
+    def _door(self, source: str, shut: bool) -> None:
+        """Note that a source's webhook answers 503, or does not any more."""
+        try:
+            if shut:
+                self.health.fails(
+                    source, WEBHOOK, "SPOOL_FULL", "as many events wait as may: senders get 503"
+                )
+            else:
+                self.health.works(source, WEBHOOK)
+        except sa.exc.SQLAlchemyError as error:  # who sends events is answered all the same
+            _LOG.error("webhook", source=source, shut=shut, error=type(error).__name__)
 
     def run(
         self,
@@ -196,17 +211,27 @@ class IngestDesk:
         stopped: Callable[[], bool],
         told: Callable[[str], None],
     ) -> None:
+        alarms = Alarms(self.engine, self.health, self.sources, self.client, time.time)
         if not once:
-            with fetching(feeds, told) as broken:
-                self._carry(folders, counters, once=False, stopped=lambda: stopped() or broken(), told=told)
+            thread = AlarmThread(alarms)
+            try:
+                with fetching(feeds, told, self.health) as broken:
+                    self._carry(
+                        folders, counters, once=False, stopped=lambda: stopped() or broken(), told=told
+                    )
+            finally:
+                thread.stop()
             return
         failures = []
         for feed in feeds:
             try:
                 feed.fetch(once=True)
+                self.health.works(feed.source, feed.kind)
             except FeedFailed as error:  # what the others brought is carried first
+                self.health.fails(feed.source, feed.kind, error.reason, str(error))
                 failures.append(f"{feed.source}: {feed.kind}: {error.reason}: {error}")
         self._carry(folders, counters, once=True, stopped=stopped, told=told)
+        alarms.look()
         if failures:
             raise FeedFailed("NOT_FETCHED", "\n".join(failures))
 
@@ -263,7 +288,7 @@ class IngestDesk:
         while True:
             try:
                 for name, folder in folders.items():
-                    for path, outcome in folder.carry_ready():
+                    for path, outcome in self._carried(name, folder, once=once):
                         known = " (delivered before)" if outcome.known else ""
                         reason = f": {outcome.reason}" if outcome.reason else ""
                         left = f", {folder.waiting} wait" if folder.waiting else ""
@@ -280,6 +305,11 @@ class IngestDesk:
                 if away_since:
                     _LOG.info("caught up", away_s=round(time.monotonic() - away_since))
                 pause_s, away_since = POLL_S, 0.0
+            except sa.exc.OperationalError as error:
+                if once:
+                    raise
+                _LOG.error("the database of ingest does not answer", error=type(error.orig).__name__)
+                pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)
             except ClientError as error:
                 if stopped():
                     return
@@ -287,7 +317,7 @@ class IngestDesk:
                     raise
                 away_since = away_since or time.monotonic()
                 self.metrics.ledger_away(True)
-                waiting = {name: len(folder.ready()) for name, folder in folders.items()}
+                waiting = {name: _waiting(folder) for name, folder in folders.items()}
                 _LOG.warning(
                     "the ledger does not take deltas; files wait", reason=error.reason, waiting=waiting
                 )
@@ -299,6 +329,20 @@ class IngestDesk:
                 if stopped():
                     return
                 time.sleep(0.1)
+
+    def _carried(
+        self, source: str, folder: DropFolderSource, *, once: bool
+    ) -> Iterator[tuple[Path, Outcome]]:
+        """Carry what a folder holds; one that cannot be read or written keeps the other sources going."""
+        try:
+            yield from folder.carry_ready()
+            self.health.works(source, FOLDER)
+        except OSError as error:
+            if once:
+                raise
+            told = f"{type(error).__name__}: {error.strerror}: {error.filename}"
+            _LOG.error("a drop folder cannot be used", source=source, error=told)
+            self.health.fails(source, FOLDER, "FOLDER_UNUSABLE", told)
 
     def replay(self, letters: Iterable[KeptLetter]) -> Replayed:
         """Apply letters by the mappings as they are now; those that are applied are closed. Raises ClientError."""
@@ -336,6 +380,13 @@ class IngestDesk:
         )
         with self.engine.connect() as connection:
             return [RunRow(**row) for row in connection.execute(query).mappings()]
+
+
+def _waiting(folder: DropFolderSource) -> int:
+    try:
+        return len(folder.ready())
+    except OSError:  # carrying meets it too, and says so
+        return 0
 
 
 def _watching(

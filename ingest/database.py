@@ -180,6 +180,19 @@ chunks = sa.Table(
 )
 """Files that a feed has written and that are not settled yet; with them the feed stands at ``position``."""
 
+feed_health = sa.Table(
+    "ingest_feed_health",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("worked_at", sa.Float, nullable=False),
+    sa.Column("failing_since", sa.Float),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)
+"""How each feed fares. ``failing_since`` null: it works; ``failures`` in a row since then."""
+
 fetched = sa.Table(
     "ingest_fetched",
     metadata,

@@ -9,6 +9,7 @@ from sqlalchemy.engine import Engine
 
 from availability.telemetry import IngestMetrics, SourceFigures
 from ingest.database import dead_letters, stream_marks
+from ingest.feed_health import FeedHealth
 from ingest.letters import WAITING
 from ingest.pipeline import Progress
 from ingest.sources.drop_folder import DropFolderSource
@@ -46,6 +47,11 @@ def source_figures(
     """
     letters, oldest = _letters(engine)
     marks = _marks(engine)
+    feeds: dict[str, list[tuple[str, float]]] = {}
+    for state in FeedHealth(engine, lambda: now).all():
+        since = state.failing_since
+        failing_s = 0.0 if since is None else max(0.0, now - since)
+        feeds.setdefault(state.source, []).append((state.kind, failing_s))
     for source, folder in folders.items():
         watermark, parked_at = marks.get(source, (0.0, None))
         yield SourceFigures(
@@ -55,6 +61,7 @@ def source_figures(
             parked_age_s=max(0.0, now - parked_at) if parked_at is not None else 0.0,
             dead_letter_age_s=max(0.0, now - oldest[source]) if source in oldest else 0.0,
             dead_letters=tuple(sorted(letters.get(source, {}).items())),
+            feeds=tuple(feeds.get(source, ())),
         )
 
 

@@ -144,6 +144,9 @@ class MappingSettings(_Model):
         "as_they_are", description="Codes that `nodes` does not name."
     )
     skus: dict[str, str] = Field(default_factory=dict, description="Alias = sku.")
+    other_skus: Literal["as_they_are", "refuse"] = Field(
+        "as_they_are", description="Skus that `skus` names neither as alias nor as sku; refused: UNKNOWN_SKU."
+    )
     sku_pattern: str = Field("", description="Regular expression that every sku must match as a whole.")
     units: Units = Units()
     times: Times = Times()
@@ -218,6 +221,9 @@ class Mapper:
         self._movements = dict(mapping.movements)
         self._nodes, self._skus = mapping.nodes, mapping.skus
         self._refuse_other_nodes = mapping.other_nodes == "refuse"
+        self._known_skus = (
+            frozenset((*mapping.skus, *mapping.skus.values())) if mapping.other_skus == "refuse" else None
+        )
         self._sku_pattern = re.compile(mapping.sku_pattern) if mapping.sku_pattern else None
         self._units = mapping.units
         self._zone = ZoneInfo(mapping.times.zone)
@@ -268,6 +274,8 @@ class Mapper:
         if sku:
             if self._sku_pattern is not None and self._sku_pattern.fullmatch(sku) is None:
                 raise RowRefused(Category.MAPPING, "SKU_PATTERN", f"{sku!r} does not look like a sku")
+            if self._known_skus is not None and sku not in self._known_skus:
+                raise RowRefused(Category.MAPPING, "UNKNOWN_SKU", f"{sku!r} is none of the mapping's skus")
             delta.sku = sku = self._skus.get(sku, sku)
         if self._has_quantity and not (template.without_quantity and not self._text(values, "quantity")):
             delta.quantity = self._quantity(values, sku, template.movement)

@@ -13,6 +13,7 @@ from availability.v1 import policy_pb2
 from availability.v1 import stock_pb2 as pb
 from ingest import opening, reverse
 from ingest.authority import NOT_GIVEN, Cutover, record_cutover, withdraw_cutover
+from ingest.feed_health import FeedHealth
 from ingest.ledger_views import on_hand_of
 from ingest.letters import Letters
 from ingest.marks import Mark, Marks
@@ -80,6 +81,7 @@ class Operations:
             files=files,
             letters=sum(count for (source, _), count in counts.items() if source == settings.source),
             streams=stream_lines(self.marks(settings.source), heard.streams, self._now()),
+            feeds=tuple(FeedHealth(self._engine, self._now).all(settings.source)),
         )
 
     def skip_gap(self, source: str, stream: str, next_sequence: int, reason: str) -> pb.StreamStatus:

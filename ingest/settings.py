@@ -216,6 +216,17 @@ class Retention(_Section):
     runs_days: int = Field(400, ge=1, le=3_650, description="What a run needs to be reversed.")
 
 
+class Alarms(_Section):
+    """When something of a source is worth a person's look: an exception (`availability exceptions list`)."""
+
+    letters: int = Field(100, ge=0, le=10_000_000, description="More waiting dead letters of one category.")
+    letter_age_s: float = Field(900, ge=0, le=31_536_000, description="A dead letter that waits for longer.")
+    unknown_skus: int = Field(10, ge=0, le=10_000_000, description="More skus that nobody knows.")
+    feed_failing_s: float = Field(
+        60, ge=0, le=604_800, description="A feed that fails, or a door that is shut, for so long."
+    )
+
+
 class SourceSettings(_Section):
     """One source: how its artifacts are found, read and translated."""
 
@@ -232,6 +243,7 @@ class SourceSettings(_Section):
     shadow_channel: str = Field("", max_length=64, description="Channel by which shadow reads the ledger.")
     heartbeat_s: float = Field(0, ge=0, le=86_400, description="An idle source is heard so often; 0: never.")
     parked_alarm_s: float = Field(900, ge=1, le=604_800, description="A stream parked for longer is told.")
+    alarms: Alarms = Field(default_factory=lambda: Alarms.model_validate({}))
     redact: RedactSettings = Field(default_factory=RedactSettings)
     retention: Retention = Field(default_factory=lambda: Retention.model_validate({}))
     batch_deltas: int = Field(1_000, ge=1, le=5_000, description="Deltas of one batch.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from availability.v1 import stock_pb2 as pb
+from ingest.feed_health import FeedState
 from ingest.marks import Mark
 
 _LOG = structlog.get_logger(__name__)
@@ -37,6 +38,7 @@ class SourceLine:
     files: int | None
     letters: int
     streams: tuple[StreamLine, ...]
+    feeds: tuple[FeedState, ...] = ()
 
 
 def stream_lines(

@@ -58,6 +58,17 @@ def status(
                     "mode": one.mode,
                     "files_waiting": one.files,
                     "letters_waiting": one.letters,
+                    "feeds": [
+                        {
+                            "kind": feed.kind,
+                            "worked": _time(feed.worked_at) if feed.worked_at else None,
+                            "failing_since": _time(feed.failing_since) if feed.failing_since else None,
+                            "failures": feed.failures,
+                            "reason": feed.reason,
+                            "message": feed.message,
+                        }
+                        for feed in one.feeds
+                    ],
                     "streams": [
                         {
                             "stream": stream.stream,
@@ -99,6 +110,21 @@ def status(
                 )
                 first = ("", "", "", "")
         console().print(rows)
+        if any(one.feeds for one in found):
+            from rich.markup import escape
+
+            fetched = table("source", "feed", "worked", "fails since", "failures", "why", right=("failures",))
+            for one in found:
+                for feed in one.feeds:
+                    fetched.add_row(
+                        one.source,
+                        feed.kind,
+                        _time(feed.worked_at) if feed.worked_at else "never",
+                        _time(feed.failing_since) if feed.failing_since else "",
+                        f"{feed.failures:,}" if feed.failures else "",
+                        escape(f"{feed.reason}: {feed.message}" if feed.reason else ""),
+                    )
+            console().print(fetched)
     if parked:
         raise typer.Exit(EXIT_REFUSED)
 

@@ -38,6 +38,11 @@ _FAMILIES = (
         help="Age of a source's oldest waiting dead letter; 0: none waits.",
         labels=("source",),
     ),
+    Family(
+        name="availability_ingest_feed_failing_seconds",
+        help="How long nothing could be fetched by a feed, or a source's webhook or folder is shut; 0: it works.",
+        labels=("source", "kind"),
+    ),
 )
 
 
@@ -52,6 +57,8 @@ class SourceFigures:
     dead_letter_age_s: float
     dead_letters: tuple[tuple[str, int], ...]
     """(category, letters that wait)."""
+    feeds: tuple[tuple[str, float], ...] = ()
+    """(kind, seconds for which it fails; 0: it works)."""
 
 
 class IngestMetrics:
@@ -106,3 +113,5 @@ def _samples(sources: Iterable[SourceFigures]) -> Iterator[Sample]:
         yield "availability_ingest_dead_letter_age_seconds", source, one.dead_letter_age_s
         for category, count in one.dead_letters:
             yield "availability_ingest_dead_letters", (one.source, category), float(count)
+        for kind, failing_s in one.feeds:
+            yield "availability_ingest_feed_failing_seconds", (one.source, kind), failing_s

@@ -23,6 +23,7 @@ import structlog
 from sqlalchemy.engine import Connection, Engine
 
 from ingest.database import artifacts, chunks, feeds
+from ingest.feed_health import FeedHealth
 
 _LOG = structlog.get_logger(__name__)
 
@@ -72,11 +73,13 @@ class FeedThread:
         feed: Feed,
         *,
         told: Callable[[str], None],
+        health: FeedHealth | None = None,
         rand: Callable[[], float] = random.random,
         waited: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._feed = feed
         self._told = told
+        self._health = health
         self._rand = rand
         self._waited = waited
         self._stop = threading.Event()
@@ -103,29 +106,43 @@ class FeedThread:
         while not self._stop.is_set():
             try:
                 count = feed.fetch(once=False)
+                if self._health is not None:
+                    self._health.works(feed.source, feed.kind)
                 if failures:
                     self._told(f"{feed.source}: {feed.kind}: fetches again")
                 failures, pause_s = 0, 0.0 if count and feed.eager else feed.interval_s
             except FeedFailed as error:
                 failures += 1
                 pause_s = max(error.retry_after_s, backoff_s(failures, self._rand))
+                self._note(error.reason, str(error))
                 _LOG.warning("feed", source=feed.source, kind=feed.kind, reason=error.reason, told=str(error))
                 if failures == 1:
                     self._told(f"{feed.source}: {feed.kind}: {error.reason}: {error}; tried again")
             except (OSError, sa.exc.SQLAlchemyError) as error:
                 failures += 1
                 pause_s = backoff_s(failures, self._rand)
+                self._note("OUT_OF_ORDER", type(error).__name__)
                 _LOG.error("feed", source=feed.source, kind=feed.kind, error=type(error).__name__)
                 if failures == 1:
                     self._told(f"{feed.source}: {feed.kind}: {type(error).__name__}; tried again")
             self._waited(pause_s)
             self._stop.wait(pause_s)
 
+    def _note(self, reason: str, message: str) -> None:
+        if self._health is None:
+            return
+        try:
+            self._health.fails(self._feed.source, self._feed.kind, reason, message)
+        except sa.exc.SQLAlchemyError as error:  # then nothing can be noted at all; the log says so
+            _LOG.error("feed", source=self._feed.source, kind=self._feed.kind, error=type(error).__name__)
+
 
 @contextlib.contextmanager
-def fetching(found: Iterable[Feed], told: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def fetching(
+    found: Iterable[Feed], told: Callable[[str], None], health: FeedHealth | None = None
+) -> Iterator[Callable[[], bool]]:
     """Fetch meanwhile, each feed in its thread; yields whether one has ended by a bug, which is raised at the end."""
-    threads = [FeedThread(feed, told=told) for feed in found]
+    threads = [FeedThread(feed, told=told, health=health) for feed in found]
 
     def broken() -> bool:
         return any(thread.bug is not None for thread in threads)

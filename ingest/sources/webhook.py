@@ -141,8 +141,15 @@ def recover(path: Path) -> None:
         path.unlink()
 
 
-def webhook_app(doors: Mapping[str, tuple[Webhook, Path]], read_secret: Callable[[Path], bytes]) -> Starlette:
+def webhook_app(
+    doors: Mapping[str, tuple[Webhook, Path]],
+    read_secret: Callable[[Path], bytes],
+    *,
+    shut: Callable[[str, bool], None] = lambda *_: None,
+) -> Starlette:
     """Return the ASGI application: POST /events/SOURCE, for each source its settings and folder.
+
+    ``shut`` is told, in a thread, when a source's door is shut because too much waits (True), and open again (False).
 
     Raises OSError where a secret cannot be read: a door without a lock does not open.
     """
@@ -151,6 +158,7 @@ def webhook_app(doors: Mapping[str, tuple[Webhook, Path]], read_secret: Callable
         if len(secret) < 16:
             raise ValueError(f"the secret of {name!r} is shorter than 16 bytes")
     spools: dict[str, Spool] = {}
+    shut_doors: set[str] = set()
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -191,8 +199,14 @@ def webhook_app(doors: Mapping[str, tuple[Webhook, Path]], read_secret: Callable
         try:
             await spools[name].put(lines)
         except SpoolFull:
+            if name not in shut_doors:
+                shut_doors.add(name)
+                await asyncio.to_thread(shut, name, True)
             headers = {"retry-after": str(RETRY_AFTER_S)}
             return _told(503, "OVERLOADED", "as many events wait as may; come again", headers)
+        if name in shut_doors:
+            shut_doors.discard(name)
+            await asyncio.to_thread(shut, name, False)
         return JSONResponse({"accepted": count}, status_code=202)
 
     return Starlette(routes=[Route("/events/{source}", take, methods=["POST"])], lifespan=lifespan)

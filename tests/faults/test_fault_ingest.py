@@ -181,6 +181,7 @@ def test_files_and_events_wait_for_the_ledger(
     else:
         pytest.fail("the spool took more than its limit")
     assert 10 < accepted < 30
+    assert _fails(carrier.folder, "webhook"), "it is noted that the door is shut"
     time.sleep(3.0)  # the carrier notices, and goes on living
     assert carrier.process is not None
     assert carrier.process.poll() is None
@@ -194,6 +195,7 @@ def test_files_and_events_wait_for_the_ledger(
         poll(lambda: len(carrier.carried("wms")) == 13, "files are put away", within_s=WITHIN_S)
         assert carrier.carried("wms") == [f"{number:03d}.csv" for number in range(13)]
         assert poll(lambda: post(1) == 202, "the door is open again", within_s=WITHIN_S)
+        assert not _fails(carrier.folder, "webhook")
         assert ", 11 wait" in carrier.log.read_text(), "progress says how many files wait"
     assert carrier.stop() == 0
 
@@ -310,6 +312,16 @@ def test_a_stop_in_an_outage_takes_a_moment(
     assert carrier.process.wait(60) == 0
     with Client(server.grpc) as client:
         assert on_hand(client, "a") == 201
+
+
+def _fails(folder: Path, kind: str) -> bool:
+    connection = sqlite3.connect(folder / "ingest.db", timeout=10)
+    try:
+        query = "select failing_since from ingest_feed_health where kind = ?"
+        found = connection.execute(query, (kind,)).fetchone()
+        return found is not None and found[0] is not None
+    finally:
+        connection.close()
 
 
 def _begun(folder: Path) -> int:
