@@ -426,6 +426,7 @@ def _grpc_server(
     )
     telemetry.watch_replica_age(lambda: replica.freshness_ms() / 1000)
     telemetry.watch_commit_queue(ledger.queue.depth)
+    telemetry.watch_pool(lambda: pool.queued, lambda: pool.blocked)
     telemetry.watch_feeds(partial(_feed_ages, ledger))
     telemetry.watch_digest(
         skus=lambda: replica.digest.skus,

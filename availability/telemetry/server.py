@@ -23,6 +23,10 @@ CALLS_FOLDED_AT = 4_096
 """Calls of one method and code that are kept singly before they are folded into counts."""
 LEDGER_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 GROUP_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+RESERVATION_OUTCOMES = (
+    "reserved", "partial", "insufficient_stock", "extended", "committed", "released", "expired",
+)  # fmt: skip
+DELTA_RESULTS = ("applied", "duplicate", "stale", "rejected", "parked")
 _LIBRARY = re.compile(r"\Aavailability_[0-9a-f]+_")
 """What a function's name begins with; it changes with each release of the library."""
 
@@ -220,6 +224,9 @@ class OutcomeMetrics:
             registry=registry,
         )
         self._children: dict[tuple[int, str], Callable[[float], None]] = {}
+        for counter, words in ((self._reservations, RESERVATION_OUTCOMES), (self._deltas, DELTA_RESULTS)):
+            for word in words:
+                self._inc(counter, word, 0)  # a rate needs a 0 to begin with
 
     def reservation(self, outcome: str, count: int = 1) -> None:
         """Count ends or beginnings of reservations, each once: reserved, insufficient_stock, committed, expired …"""
@@ -291,8 +298,15 @@ class ExceptionMetrics:
         self._names: tuple[Mapping[int, str], Mapping[int, str]] = ({}, {})
 
     def name(self, categories: Mapping[int, str], severities: Mapping[int, str]) -> None:
-        """Say what the numbers mean, once."""
+        """Say what the numbers mean, once. From then on every one of them is told, though it be 0."""
         self._names = (categories, severities)
+        self.publish(
+            {},
+            {},
+            ExceptionFigures(
+                oversold_units=0, unconfirmed_order_age_s=0.0, parked_stream_age_s=0.0, oldest_age_s={}
+            ),
+        )
 
     def publish(
         self,
