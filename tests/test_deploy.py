@@ -1,0 +1,447 @@
+"""deploy/ is sound: linted by the tools of each format, and everything that it names exists in the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from availability.cli.options import DEFAULT_TARGET
+from availability.config import Settings, load_settings
+from availability.ledger.embedded import find_server
+from availability.ledger.preflight import inspect
+from availability.service.health import LIVENESS, OVERALL, service_checks
+from ingest.settings import read_source
+from tests.deploy_files import (
+    DEPLOY,
+    OURS,
+    ROOT,
+    UNITS,
+    compose,
+    containers,
+    documents,
+    environment,
+    known_variables,
+    kubernetes,
+    our_commands,
+    pods,
+    problem_of,
+    unit,
+)
+from tests.lint_tools import module, passes, tool
+
+GRPC_PORT = int(DEFAULT_TARGET.rpartition(":")[2])
+METRICS_PORT = 9464
+ELSEWHERE = {22, 53, 443, 5432}
+"""Ports of what is not ours: SSH, DNS, HTTPS, PostgreSQL."""
+COMING = frozenset({"publish", "reconcile"})
+"""Commands that runbooks name and whose parts are not in the command line yet."""
+EXPOSURE_MAX = 20
+"""Of systemd-analyze security, in tenths: 2.0 of 10."""
+
+
+# --- Tools of the formats ---------------------------------------------------------------------------------
+
+
+def test_yaml_is_clean() -> None:
+    """yamllint finds nothing, in any file of YAML."""
+    module("yamllint")
+    passes(tool("yamllint"), "--strict", "-c", DEPLOY / ".yamllint.yaml", DEPLOY)
+
+
+def test_the_dockerfile_is_clean() -> None:
+    """hadolint finds nothing."""
+    passes(tool("hadolint"), "--failure-threshold", "style", DEPLOY / "Dockerfile")
+
+
+def test_kubernetes_knows_every_field() -> None:
+    """Each document is of its schema, strictly: a misspelt field is an error."""
+    checker = module("kubernetes_validate")
+    found = kubernetes()
+    assert len(found) >= 10
+    for document in found:
+        for version in ("1.31", "1.37"):  # the oldest that is still supported somewhere, and the newest known
+            checker.validate(document, version, strict=True)
+
+
+def test_kustomize_makes_of_it_what_kubernetes_takes(tmp_path: Path) -> None:
+    """kubectl renders it, every document is valid, and who is named by a reference is there."""
+    checker = module("kubernetes_validate")
+    rendered = passes(tool("kubectl"), "kustomize", DEPLOY)
+    found = list(yaml.safe_load_all(rendered))
+    assert len(found) > len(kubernetes())  # the config maps are made
+    for document in found:
+        checker.validate(document, "1.37", strict=True)
+        if document["kind"] != "Namespace":
+            assert document["metadata"]["namespace"] == "availability"
+    maps = {one["metadata"]["name"] for one in found if one["kind"] == "ConfigMap"}
+    named = set(re.findall(r"configMap:\n\s+name: (\S+)", rendered))
+    assert named <= maps
+
+
+def test_kustomize_names_exactly_the_files() -> None:
+    """Every file of kubernetes/ is a resource, every resource and generated file is there."""
+    (found,) = documents(DEPLOY / "kustomization.yaml")
+    assert sorted(found["resources"]) == sorted(
+        str(path.relative_to(DEPLOY)) for path in (DEPLOY / "kubernetes").iterdir()
+    )
+    generated = {
+        one["name"]: [entry.rpartition("=")[2] for entry in one["files"]]
+        for one in found["configMapGenerator"]
+    }
+    for files in generated.values():
+        for name in files:
+            assert (DEPLOY / name).is_file()
+    named = {
+        volume["configMap"]["name"]
+        for _, pod in pods()
+        for volume in pod["spec"]["volumes"]
+        if "configMap" in volume
+    }
+    assert named == set(generated)
+    images = {container["image"] for _, container in containers()}
+    assert (
+        {one["name"] for one in found["images"]} == {name for name in images if ":" not in name} == set(OURS)
+    )
+
+
+def test_units_are_sound_and_hardened(tmp_path: Path) -> None:
+    """systemd finds nothing wrong, and rates each service's exposure at 2.0 of 10 or less."""
+    analyze = tool("systemd-analyze")
+    for path in UNITS:
+        text = path.read_text("utf-8")
+        there = re.sub(r"(?m)^(Exec\w+)=/opt/availability/bin/availability", r"\1=/bin/true", text)
+        (tmp_path / path.name).write_text(there)
+    said = passes(analyze, "verify", "--man=no", *(tmp_path / path.name for path in UNITS))
+    assert not said.strip(), said  # what is ignored is only a warning there
+    for path in UNITS:
+        if path.suffix == ".service":
+            exposure = ("security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE_MAX}")
+            passes(analyze, *exposure, tmp_path / path.name)
+
+
+# --- Redis ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis_conf(tmp_path: Path) -> Path:
+    """The settings of Redis as they would lie in /etc/valkey."""
+    for path in (DEPLOY / "redis").glob("*.conf"):
+        text = path.read_text("utf-8").replace("/etc/valkey/", f"{tmp_path}/")
+        (tmp_path / path.name).write_text(text.replace("/var/lib/availability/valkey", str(tmp_path)))
+    return tmp_path
+
+
+class Redis:
+    """A Redis of a settings file, on a port of its own, with what a test must change of it."""
+
+    def __init__(self, folder: Path, name: str, *more: str) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port: int = found.getsockname()[1]
+        data = folder / f"data-{self.port}"
+        data.mkdir()
+        # A unix socket's path has 108 bytes at most, and pytest's folders are long.
+        arguments = ["--port", str(self.port), "--dir", str(data), "--unixsocket", ""]
+        with (data / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [find_server().path, str(folder / name), *arguments, "--bind", "127.0.0.1", *more],
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.log = data / "log"
+
+    def wait(self, text: str) -> None:
+        """Wait until it has said something. It ends itself where a setting is wrong."""
+        for _ in range(400):
+            if text in self.log.read_text("utf-8", "replace"):
+                return
+            try:
+                self.process.wait(0.025)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        raise AssertionError(self.log.read_text("utf-8", "replace"))
+
+
+@pytest.fixture
+def start(redis_conf: Path) -> Iterator[Any]:
+    started: list[Redis] = []
+
+    def run(name: str, *more: str) -> Redis:
+        started.append(Redis(redis_conf, name, *more))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def test_redis_takes_single_strict_and_the_doctor_is_content(start: Any, redis_conf: Path) -> None:
+    """Redis starts with it, with the password in a file that it includes, and the profile's checks pass."""
+    (redis_conf / "auth.conf").write_text("requirepass of-the-test\n")
+    redis = start("valkey-single-strict.conf", "--include", str(redis_conf / "auth.conf"))
+    redis.wait("Ready to accept connections")
+    found = inspect(f"redis://:of-the-test@127.0.0.1:{redis.port}/0", "single-strict")
+    assert [one for one in found if one.severity != "ok"] == []
+    (refused,) = inspect(f"redis://127.0.0.1:{redis.port}/0", "single-strict")
+    assert refused.severity == "error"
+
+
+def test_redis_takes_ha_with_a_replica_and_a_sentinel(start: Any, redis_conf: Path) -> None:
+    """Primary and replica of one file; the checks of `ha` pass once the replica is attached; a Sentinel watches."""
+    primary = start("valkey-ha.conf")
+    primary.wait("Ready to accept connections")
+    assert "error" in {one.severity for one in inspect(f"redis://127.0.0.1:{primary.port}/0", "ha")}
+    replica = start("valkey-ha.conf", "--replicaof", f"127.0.0.1 {primary.port}")
+    replica.wait("Finished with success")
+    for _ in range(100):
+        found = inspect(f"redis://127.0.0.1:{primary.port}/0", "ha")
+        if "error" not in {one.severity for one in found}:
+            break
+        with pytest.raises(subprocess.TimeoutExpired):
+            primary.process.wait(0.05)
+    assert [one for one in found if one.severity == "error"] == []
+    sentinel = (redis_conf / "sentinel.conf").read_text()
+    sentinel = sentinel.replace("valkey-1 6379", f"127.0.0.1 {primary.port}")
+    sentinel = re.sub(r"(?m)^(port|dir|logfile) .*$", "", sentinel)
+    (redis_conf / "sentinel.conf").write_text(sentinel)
+    watcher = start("sentinel.conf", "--sentinel")
+    watcher.wait("+monitor master availability-ledger")
+
+
+def test_redis_takes_the_cluster_file(start: Any) -> None:
+    """Redis starts as a node of a cluster."""
+    start("valkey-cluster.conf").wait("Ready to accept connections")
+
+
+def test_every_redis_setting_has_a_reason() -> None:
+    """Above each block of settings stands a comment: nothing is copied without knowing why."""
+    for path in (DEPLOY / "redis").glob("*.conf"):
+        reasoned = False
+        for line in path.read_text("utf-8").splitlines():
+            if line.startswith("#"):
+                reasoned = not line.startswith("# ---")
+            elif not line:
+                reasoned = False
+            else:
+                assert reasoned, f"{path.name}: {line}"
+
+
+# --- What is named exists ---------------------------------------------------------------------------------
+
+
+def test_every_command_exists() -> None:
+    """Commands, options and arguments of images, units, manifests, runbooks and README are the code's."""
+    found = list(our_commands())
+    started = {" ".join(word for word in words[:2] if not word.startswith("-")) for _, words in found}
+    assert {"serve", "ingest run"} <= started
+    problems = {
+        f"{where}: {' '.join(words)}": problem_of(words) for where, words in found if words[0] not in COMING
+    }
+    assert {where: problem for where, problem in problems.items() if problem} == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["serve", "--workers", "2"], False),
+        (["serve", "--worker", "2"], True),
+        (["ingest", "runs"], False),
+        (["ingest", "ruin"], True),
+        (["ingest", "gap"], True),
+        (["nothing"], True),
+    ],
+)
+def test_the_check_of_commands_sees(words: list[str], problem: bool) -> None:
+    """A misspelt command or option is found, a right one is not."""
+    assert bool(problem_of(words)) is problem
+
+
+def test_every_variable_exists() -> None:
+    """AVAIL_… of deploy/ are settings or options; a misspelt one would be no setting at all."""
+    named: dict[str, str] = {}
+    for path in DEPLOY.rglob("*"):
+        if path.is_file() and path.suffix != ".json" and "secrets" not in path.parts:
+            for name in re.findall(r"\bAVAIL_[A-Z0-9_]+\b", path.read_text("utf-8")):
+                named[name] = path.name
+    assert len(named) > 8
+    assert {name: where for name, where in named.items() if name not in known_variables()} == {}
+
+
+def _server_environments() -> Iterator[tuple[str, dict[str, str]]]:
+    dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8")
+    image = dict(re.findall(r"\b(AVAIL_\w+)=(\S+)", dockerfile))
+    yield "compose", image | compose()["services"]["server-1"]["environment"]
+    for where, container in containers():
+        if container.get("args") == ["serve"]:
+            yield (
+                where,
+                {one["name"]: one.get("value", "redis://:x@valkey:6379/0") for one in container["env"]},
+            )
+    yield "systemd", environment(DEPLOY / "systemd" / "availability-server.service")
+
+
+@pytest.mark.parametrize("where", ["compose", "Deployment/availability-server", "systemd"])
+def test_the_server_takes_its_settings(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that a server gets are settings with valid values; calls need tokens in each."""
+    for name in [name for name in os.environ if name.startswith("AVAIL_")]:
+        monkeypatch.delenv(name)
+    for name, value in dict(_server_environments())[where].items():
+        if name.startswith("AVAIL_") and name != "AVAIL_CONFIG":
+            monkeypatch.setenv(name, value)
+    settings: Settings = load_settings()
+    assert settings.redis.profile == "single-strict"
+    assert settings.auth.tokens_file is not None
+    assert not settings.auth.no_auth
+    assert settings.metrics.listen.endswith(f":{METRICS_PORT}")
+
+
+def test_ports_are_the_codes_and_agree() -> None:
+    """Services, probes, policies and scrapes name ports that a container has; 7443 is where clients look."""
+    ports: dict[str, dict[str, int]] = {}
+    for where, container in containers():
+        ports[where] = {one["name"]: one["containerPort"] for one in container.get("ports", ())}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            for kind in ("grpc", "tcpSocket", "httpGet"):
+                if kind in container.get(probe, {}):
+                    port = container[probe][kind]["port"]
+                    assert port in ports[where] or port in ports[where].values(), f"{where}: {probe}"
+    assert ports["Deployment/availability-server"]["grpc"] == GRPC_PORT
+    every = {number for named in ports.values() for number in named.values()}
+    labels = {str(pod["metadata"]["labels"]): where for where, pod in pods()}
+    for one in kubernetes():
+        if one["kind"] == "Service":
+            where = labels[str(one["spec"]["selector"])]
+            for port in one["spec"]["ports"]:
+                assert port["targetPort"] in ports[where]
+                assert port["port"] == ports[where][port["targetPort"]]
+        if one["kind"] == "NetworkPolicy":
+            rules = [*one["spec"].get("ingress", ()), *one["spec"].get("egress", ())]
+            numbers = {port["port"] for rule in rules for port in rule.get("ports", ())}
+            assert numbers <= every | ELSEWHERE, one["metadata"]["name"]
+    for where, pod in pods():
+        if "prometheus.io/port" in pod["metadata"].get("annotations", {}):
+            assert (
+                int(pod["metadata"]["annotations"]["prometheus.io/port"])
+                == ports[where]["metrics"]
+                == METRICS_PORT
+            )
+    for name, service in compose()["services"].items():
+        if service["image"].startswith(OURS):
+            listen = service["environment"].get("AVAIL_METRICS__LISTEN", f"0.0.0.0:{METRICS_PORT}")
+            assert listen == f"0.0.0.0:{METRICS_PORT}", name
+    dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8")
+    assert f"AVAIL_LISTEN=0.0.0.0:{GRPC_PORT}" in dockerfile
+    assert f"AVAIL_METRICS__LISTEN=0.0.0.0:{METRICS_PORT}" in dockerfile
+
+
+def test_units_of_one_machine_have_metrics_ports_of_their_own() -> None:
+    """No two units listen at one port."""
+    listens = [listen for path in UNITS if (listen := environment(path).get("AVAIL_METRICS__LISTEN"))]
+    assert len(listens) == len(set(listens)) >= 2
+
+
+def test_probes_ask_services_that_the_server_knows() -> None:
+    """A health service that nobody knows would fail for ever."""
+    known = {OVERALL, LIVENESS, *service_checks(lambda: True, lambda: True)}
+    asked = {
+        container[probe]["grpc"].get("service", OVERALL)
+        for _, container in containers()
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+        if "grpc" in container.get(probe, {})
+    }
+    assert asked == {"availability.v1.AvailabilityService", LIVENESS}
+    assert asked <= known
+    dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8")
+    assert set(re.findall(r'"--service", "([^"]+)"', dockerfile)) <= known
+
+
+def test_the_example_source_is_one() -> None:
+    """What compose and Kubernetes mount is read by ingest."""
+    source = read_source(DEPLOY / "sources" / "wms.toml")
+    assert source.source == "wms"
+
+
+# --- Promises ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_runs_as_root_or_writes_its_image() -> None:
+    """Every pod: no root, no privilege, no capability, nothing writable but its volumes, limited memory."""
+    for where, pod in pods():
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True, where
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, where
+        assert pod["spec"]["automountServiceAccountToken"] is False, where
+    for where, container in containers():
+        own = container["securityContext"]
+        assert own["allowPrivilegeEscalation"] is False, where
+        assert own["readOnlyRootFilesystem"] is True, where
+        assert own["capabilities"] == {"drop": ["ALL"]}, where
+        assert "memory" in container["resources"]["limits"], where
+    dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8")
+    assert re.search(r"(?m)^USER 10001:10001$", dockerfile)
+
+
+def test_images_are_pinned() -> None:
+    """Every image of others has a version, none is `latest`; the Python base too."""
+    images = [service["image"] for service in compose()["services"].values()]
+    images += [container["image"] for _, container in containers()]
+    for image in images:
+        name, _, tag = image.partition(":")
+        assert name in OURS or re.match(r"v?\d+\.\d+", tag), image
+    assert re.search(r"(?m)^ARG PYTHON=python:\d+\.\d+\.\d+-slim", (DEPLOY / "Dockerfile").read_text("utf-8"))
+
+
+def test_secrets_are_references() -> None:
+    """No secret's value stands in deploy/: Kubernetes names secrets, compose and units name files."""
+    assert "Secret" not in {one["kind"] for one in kubernetes()}
+    for where, container in containers():
+        for one in container.get("env", ()):
+            if re.search(r"URL|PASSWORD|SECRET|DATABASE", one["name"]):
+                assert set(one) == {"name", "valueFrom"}, f"{where}: {one['name']}"
+    for path in DEPLOY.rglob("*"):
+        if path.is_file():
+            assert not re.search(r"\w+://[^\s/:@]*:(?!PASSWORD@)[^\s/@*$\"']+@", path.read_text("utf-8")), (
+                path.name
+            )
+    used = {name for service in compose()["services"].values() for name in service.get("secrets", ())}
+    assert used == set(compose()["secrets"])
+    ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    assert "deploy/secrets/" in ignored
+
+
+def test_the_readme_names_every_secret() -> None:
+    """How to make it stands in deploy/README.md: each file of compose and units, each secret of Kubernetes."""
+    readme = (DEPLOY / "README.md").read_text("utf-8")
+    for one in compose()["secrets"].values():
+        assert one["file"].removeprefix("./") in readme, one
+    for _, pod in pods():
+        for volume in pod["spec"]["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] in readme
+    for where, container in containers():
+        for one in container.get("env", ()):
+            if "valueFrom" in one:
+                assert one["valueFrom"]["secretKeyRef"]["name"] in readme, where
+    for path in UNITS:
+        for _, name, value in unit(path):
+            if name == "LoadCredential":
+                assert value.partition(":")[2] in readme, path.name
+
+
+def test_the_version_is_the_projects() -> None:
+    """Images are tagged with the version that pyproject.toml tells."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    (kustomization,) = documents(DEPLOY / "kustomization.yaml")
+    assert {one["newTag"] for one in kustomization["images"]} == {version}
+    for service in compose()["services"].values():
+        if service["image"].startswith(OURS):
+            assert service["image"].endswith(f":{version}")
