@@ -461,6 +461,7 @@ def _grpc_server(
                 call_max=limits.call_deltas_max,
                 outcomes=telemetry.outcomes,
             ),
+            new_id=new_reservation_id,
             durability=durability,
             unacked_batches_max=limits.unacked_batches_max,
         ),

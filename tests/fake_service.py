@@ -461,6 +461,33 @@ class Stock(stk_grpc.StockServiceServicer):
     def ResetStream(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    def BeginSnapshot(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def StreamSnapshot(self, request_iterator: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def EndSnapshot(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def CloseSnapshot(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def ListSnapshots(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def ReadSnapshot(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def ReadPositions(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def ReadOrderLines(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def AuditLedger(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 class Policies(pol_grpc.PolicyServiceServicer):
     def __init__(self, fake: FakeService) -> None:

@@ -1,4 +1,4 @@
-"""Under load reads are refused first, reserves later, the rest never."""
+"""Under load snapshots are refused first, then reads, then reserves, the rest never."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ LIMITS = AdmissionLimits(
     ("queue_wait_ms", "refused"),
     [
         (0, set()),
-        (100, set()),
-        (100.1, {CallClass.READ}),
-        (400, {CallClass.READ}),
-        (401, {CallClass.READ, CallClass.RESERVE}),
-        (1e9, {CallClass.READ, CallClass.RESERVE}),
+        (50, set()),
+        (50.1, {CallClass.SNAPSHOT}),
+        (100, {CallClass.SNAPSHOT}),
+        (100.1, {CallClass.SNAPSHOT, CallClass.READ}),
+        (400, {CallClass.SNAPSHOT, CallClass.READ}),
+        (401, {CallClass.SNAPSHOT, CallClass.READ, CallClass.RESERVE}),
+        (1e9, {CallClass.SNAPSHOT, CallClass.READ, CallClass.RESERVE}),
     ],
 )
 def test_by_the_wait_for_a_thread(queue_wait_ms: float, refused: set[CallClass]) -> None:
@@ -36,7 +38,12 @@ def test_by_the_wait_for_a_thread(queue_wait_ms: float, refused: set[CallClass])
 
 @pytest.mark.parametrize(
     ("length", "refused"),
-    [(50, set()), (51, {CallClass.READ}), (201, {CallClass.READ, CallClass.RESERVE})],
+    [
+        (50, set()),
+        (51, {CallClass.READ}),
+        (101, {CallClass.SNAPSHOT, CallClass.READ}),
+        (201, {CallClass.SNAPSHOT, CallClass.READ, CallClass.RESERVE}),
+    ],
 )
 def test_by_the_commit_queue(length: int, refused: set[CallClass]) -> None:
     """The gauge is asked at each decision."""

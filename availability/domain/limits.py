@@ -33,6 +33,13 @@ ORDER_NAMES_MAX = 16
 REJECTED_NUMBERS_KEPT = 100_000
 """Rejected numbers of a stream that the ledger tells again; functions/11_deltas.lua. A sender has fewer on the way."""
 
+SNAPSHOT_CHUNK_ROWS_MAX = 5_000
+SNAPSHOT_ROWS_MAX = 10_000_000
+"""Rows of one snapshot that are kept for who compares them; some 10 bytes each in Redis, until it is closed."""
+
+SNAPSHOT_STREAMS_MAX = 1_000
+"""Streams that a snapshot's point may name."""
+
 LINES_DEFAULT = 500
 LINES_MAX = 2_000
 PAGE_SIZE_DEFAULT = 100

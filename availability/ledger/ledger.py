@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from redis.exceptions import RedisError
@@ -209,13 +209,16 @@ class Ledger:
         if block_ms > 0:
             args += ["BLOCK", block_ms]
         args += ["STREAMS", self._log_key, f"{after.epoch}-{after.seq}"]
-        try:
-            reply = self._client.execute_command(*args, keys=[self._log_key])
-        except (RedisError, OSError) as error:
-            raise translate(error) from error
+        reply = self._command(*args)
         if not reply:
             return []
         rows = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
+        return [_entry(entry_id, fields) for entry_id, fields in rows]
+
+    def read_back(self, before: Version | None, count: int) -> list[Entry]:
+        """Log entries before a version (None: from the end), the latest first."""
+        last = "+" if before is None else f"({before.epoch}-{before.seq}"
+        rows = self._command("XREVRANGE", self._log_key, last, "-", "COUNT", count)
         return [_entry(entry_id, fields) for entry_id, fields in rows]
 
     def reservation(self, reservation_id: str) -> calls.HoldView | None:
@@ -276,7 +279,17 @@ class Ledger:
         asked = [parked_ms, unconfirmed_ms, count, short_pick_units, damage_units]
         return _TROUBLES.decode(self._fcall("troubles", _encode(asked)))
 
+    def ask(self, name: str, *args: bytes | str | int) -> bytes:
+        """Call a reading function; its packed answer. For what has its own calls: ``ledger.snapshots``."""
+        return self._fcall(name, *args)
+
     # Inside -------------------------------------------------------------------------------------------------
+
+    def _command(self, *args: bytes | str | int) -> Any:  # Any: what Redis answers to a read of the log
+        try:
+            return self._client.execute_command(*args, keys=[self._log_key])
+        except (RedisError, OSError) as error:
+            raise translate(error) from error
 
     def _function(self, name: str) -> str:
         full = self._names.get(name)

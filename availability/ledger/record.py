@@ -59,6 +59,21 @@ class FenceLeft(msgspec.Struct, array_like=True, frozen=True):
     generation: str
 
 
+class Effect(msgspec.Struct, array_like=True, frozen=True):
+    """What a change did that its cause does not say by itself.
+
+    ``cause`` is the place of the delta in its body's causes, -1 where the change was none. With a ``source``: so many
+    units more of the position are confirmed by this source for its orders. Without one: the delta moved on_hand by
+    so much, whatever its type and quantity say (a count had its say).
+    """
+
+    cause: int
+    sku: str
+    node: str
+    source: str
+    units: int
+
+
 class Record(msgspec.Struct, array_like=True, frozen=True):
     """One mutation. ``body`` depends on ``kind``: see the Body classes. ``fences`` are those that it changed."""
 
@@ -70,6 +85,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
     positions: list[PositionChange]
     body: msgspec.Raw
     fences: list[FenceLeft] = []
+    effects: list[Effect] = []
 
 
 class HoldSource(msgspec.Struct, array_like=True, frozen=True):

@@ -2,7 +2,8 @@
 
 Two pressures, two answers. A long queue before the threads means that the processor is short: reads go
 first, reserves later. A long commit queue means that the ledger is slow: refusing reserves helps, refusing
-reads from memory does not, so their limit on it is off unless set. Commits, releases, extends, order facts
+reads from memory does not, so their limit on it is off unless set. Snapshots and audits go at half of what reads
+(by the ledger: reserves) may wait. Commits, releases, extends, order facts
 and operators are never refused here. What is refused tells the caller when to try again.
 
 The caller is `grpc_pipeline`; the queues are `pool` and the ledger's group commit.
@@ -18,6 +19,7 @@ from enum import Enum
 class CallClass(Enum):
     """What a call is, for the order of refusing."""
 
+    SNAPSHOT = "snapshot"  # nightly work: it can wait
     READ = "read"
     RESERVE = "reserve"
     ORDER = "order"  # commit, release, extend: somebody has paid, or stock comes back
@@ -67,10 +69,12 @@ class Admission:
         self.limits = limits
         self._commit_queue_length = commit_queue_length
         self._wait_ms_max = {
+            CallClass.SNAPSHOT: limits.reads_queue_wait_ms // 2,
             CallClass.READ: limits.reads_queue_wait_ms,
             CallClass.RESERVE: limits.reserves_queue_wait_ms,
         }
         self._commit_queue_max = {
+            CallClass.SNAPSHOT: limits.reserves_commit_queue_max // 2,
             CallClass.READ: limits.reads_commit_queue_max,
             CallClass.RESERVE: limits.reserves_commit_queue_max,
         }
@@ -89,7 +93,7 @@ class Admission:
 
     def blocked_max(self, call_class: CallClass) -> int | None:
         """Return how many calls may wait at once where one of this class would wait too, or None."""
-        if call_class is CallClass.READ:
+        if call_class in (CallClass.READ, CallClass.SNAPSHOT):
             return self.limits.reads_blocked_max or None
         if call_class is CallClass.RESERVE:
             return self.limits.reserves_blocked_max or None

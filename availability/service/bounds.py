@@ -164,6 +164,27 @@ def _source(request: Any) -> Claim:
     return Claim(names={SOURCES: [request.source]}, owner=(SOURCES,))
 
 
+def _begin_snapshot(request: Any) -> Claim:
+    nodes: Named = list(request.nodes) or ALL
+    return Claim(names={SOURCES: [request.source], NODES: nodes}, owner=(SOURCES, NODES))
+
+
+def _snapshot(_: Any) -> Claim:
+    # Whose snapshot it is only the ledger knows: `snapshot_handlers` asks.
+    return Claim(names={}, owner=(SOURCES, NODES))
+
+
+def _at_point(request: Any) -> Claim:
+    if request.HasField("point"):
+        return _begin_snapshot(request.point)
+    return _snapshot(request)
+
+
+def _snapshots(request: Any) -> Claim:
+    sources: Named = [request.source] if request.source else ALL
+    return Claim(names={SOURCES: sources}, owner=(SOURCES,))
+
+
 def _order(request: Any) -> Claim:
     return Claim(names={ORDERS: [request.order_source]}, owner=(ORDERS,))
 
@@ -221,6 +242,14 @@ CLAIMS: Mapping[str, Claims] = {
     "StreamDeltas": _deltas,
     "GetOrder": _order,
     "ListStreams": _source,
+    "BeginSnapshot": _begin_snapshot,
+    "StreamSnapshot": _snapshot,
+    "EndSnapshot": _snapshot,
+    "CloseSnapshot": _snapshot,
+    "ListSnapshots": _snapshots,
+    "ReadSnapshot": _snapshot,
+    "ReadPositions": _at_point,
+    "ReadOrderLines": _at_point,
     "SkipGap": _source,
     "ResetStream": _source,
     "SetChannelPolicy": _channel_policy,
@@ -235,4 +264,5 @@ CLAIMS: Mapping[str, Claims] = {
     "ReportExceptions": _report,
 }
 """By method. Closed to bound tokens on purpose: ExplainAvailability (it names the holds and orders of other channels
-behind the same stock), ListReservations, ListPolicies and SetKit (they concern every channel)."""
+behind the same stock), ListReservations, ListPolicies and SetKit (they concern every channel), AuditLedger (it concerns
+all of the ledger)."""

@@ -103,6 +103,33 @@ RPCS: tuple[Rpc, ...] = (
     ),
     *_rpcs("StockService", Scope.ADMIN, SkipGap=CallClass.ADMIN, ResetStream=CallClass.ADMIN),
     *_rpcs(
+        "StockService",
+        Scope.INGEST,
+        BeginSnapshot=CallClass.SNAPSHOT,
+        EndSnapshot=CallClass.SNAPSHOT,
+        CloseSnapshot=CallClass.SNAPSHOT,
+        ListSnapshots=CallClass.SNAPSHOT,
+        AuditLedger=CallClass.SNAPSHOT,
+    ),
+    Rpc(
+        service="StockService",
+        method="StreamSnapshot",
+        scope=Scope.INGEST,
+        call_class=CallClass.SNAPSHOT,
+        client_streams=True,
+        server_streams=True,
+    ),
+    *(
+        Rpc(
+            service="StockService",
+            method=method,
+            scope=Scope.INGEST,
+            call_class=CallClass.SNAPSHOT,
+            server_streams=True,
+        )
+        for method in ("ReadSnapshot", "ReadPositions", "ReadOrderLines")
+    ),
+    *_rpcs(
         "PolicyService",
         Scope.ADMIN,
         SetChannelPolicy=CallClass.ADMIN,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from availability.domain.errors import Reason, ServiceError, invalid
 from availability.ledger import calls
 from availability.ledger.ledger import Ledger
+from availability.ledger.snapshots import SnapshotLedger
+from availability.service.audit_handlers import AuditHandlers
 from availability.service.context import CallContext
 from availability.service.delta_calls import DeltaSender, SentBatch
 from availability.service.ledger_calls import call, refuse
 from availability.service.requests import check_id, check_reason, check_reference, request_key
+from availability.service.snapshot_handlers import SnapshotHandlers
+from availability.service.snapshot_reads import SnapshotReader
 from availability.v1 import common_pb2
 from availability.v1 import stock_pb2 as pb
 
@@ -26,20 +30,24 @@ _Read = tuple[int, SentBatch] | BaseException | None
 """What the reading thread of a stream hands on: a batch under way, what ended the stream, or its end."""
 
 
-class StockHandlers:
-    """StockService."""
+class StockHandlers(SnapshotHandlers, SnapshotReader, AuditHandlers):
+    """StockService; its snapshots and audits are the classes that it joins. ``new_id`` draws ids of snapshots."""
 
     def __init__(
         self,
         ledger: Ledger,
         sender: DeltaSender,
         *,
+        new_id: Callable[[], str],
         durability: common_pb2.Durability.ValueType,
         unacked_batches_max: int,
     ) -> None:
+        store = SnapshotLedger(ledger)
+        SnapshotHandlers.__init__(self, store, new_id=new_id, durability=durability)
+        SnapshotReader.__init__(self, ledger, store)
+        AuditHandlers.__init__(self, store)
         self._ledger = ledger
         self._sender = sender
-        self._durability = durability
         self._unacked_max = unacked_batches_max
 
     def apply_deltas(self, request: pb.ApplyDeltasRequest, ctx: CallContext) -> pb.ApplyDeltasResponse:

@@ -1998,7 +1998,7 @@ class PositionColumns(_message.Message):
 
     @_builtins.property
     def on_hand(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Output only. On hand at the point."""
+        """Output only. On hand at the point; of what is UNSETTLED without the changes that may be on either side of it."""
 
     @_builtins.property
     def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

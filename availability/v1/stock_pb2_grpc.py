@@ -72,6 +72,51 @@ class StockServiceStub:
                 request_serializer=availability_dot_v1_dot_stock__pb2.ResetStreamRequest.SerializeToString,
                 response_deserializer=availability_dot_v1_dot_stock__pb2.ResetStreamResponse.FromString,
                 _registered_method=True)
+        self.BeginSnapshot = channel.unary_unary(
+                '/availability.v1.StockService/BeginSnapshot',
+                request_serializer=availability_dot_v1_dot_stock__pb2.BeginSnapshotRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.BeginSnapshotResponse.FromString,
+                _registered_method=True)
+        self.StreamSnapshot = channel.stream_stream(
+                '/availability.v1.StockService/StreamSnapshot',
+                request_serializer=availability_dot_v1_dot_stock__pb2.StreamSnapshotRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.StreamSnapshotResponse.FromString,
+                _registered_method=True)
+        self.EndSnapshot = channel.unary_unary(
+                '/availability.v1.StockService/EndSnapshot',
+                request_serializer=availability_dot_v1_dot_stock__pb2.EndSnapshotRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.EndSnapshotResponse.FromString,
+                _registered_method=True)
+        self.CloseSnapshot = channel.unary_unary(
+                '/availability.v1.StockService/CloseSnapshot',
+                request_serializer=availability_dot_v1_dot_stock__pb2.CloseSnapshotRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.CloseSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/availability.v1.StockService/ListSnapshots',
+                request_serializer=availability_dot_v1_dot_stock__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.ReadSnapshot = channel.unary_stream(
+                '/availability.v1.StockService/ReadSnapshot',
+                request_serializer=availability_dot_v1_dot_stock__pb2.ReadSnapshotRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.ReadSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ReadPositions = channel.unary_stream(
+                '/availability.v1.StockService/ReadPositions',
+                request_serializer=availability_dot_v1_dot_stock__pb2.ReadPositionsRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.ReadPositionsResponse.FromString,
+                _registered_method=True)
+        self.ReadOrderLines = channel.unary_stream(
+                '/availability.v1.StockService/ReadOrderLines',
+                request_serializer=availability_dot_v1_dot_stock__pb2.ReadOrderLinesRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.ReadOrderLinesResponse.FromString,
+                _registered_method=True)
+        self.AuditLedger = channel.unary_unary(
+                '/availability.v1.StockService/AuditLedger',
+                request_serializer=availability_dot_v1_dot_stock__pb2.AuditLedgerRequest.SerializeToString,
+                response_deserializer=availability_dot_v1_dot_stock__pb2.AuditLedgerResponse.FromString,
+                _registered_method=True)
 
 
 class StockServiceServicer:
@@ -127,6 +172,71 @@ class StockServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginSnapshot(self, request, context):
+        """BeginSnapshot notes the first mark before a source reads its own stock, and keeps the log from there on. Errors: UNKNOWN_NODE, TOO_MANY_SNAPSHOTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamSnapshot(self, request_iterator, context):
+        """StreamSnapshot takes the rows of a begun snapshot in numbered chunks; an acknowledged chunk is kept until the snapshot is closed, and may be sent again. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, CHUNK_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndSnapshot(self, request, context):
+        """EndSnapshot notes the second mark, after the source's reading, and seals the rows. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, SNAPSHOT_INCOMPLETE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSnapshot(self, request, context):
+        """CloseSnapshot forgets the rows and lets the log go; closing again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """ListSnapshots tells what was begun and not yet forgotten: where to resume.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadSnapshot(self, request, context):
+        """ReadSnapshot returns the rows that the source streamed, by chunk. Errors: SNAPSHOT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadPositions(self, request, context):
+        """ReadPositions returns what the ledger has, as of a snapshot's point: with sequences exactly, what happened after them taken off again;
+        with marks but for what changed between them. It waits until the ledger has applied the sequences, no longer than the deadline.
+        Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_ENDED, SNAPSHOT_NOT_REACHED (try again later), SNAPSHOT_POINT_LOST (a new snapshot is needed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadOrderLines(self, request, context):
+        """ReadOrderLines returns the order lines with open units, as of a snapshot's point: a line that a fact touched after it is UNSETTLED. Errors as of ReadPositions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AuditLedger(self, request, context):
+        """AuditLedger looks at a page of the ledger for what does not add up and what was forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StockServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +269,51 @@ def add_StockServiceServicer_to_server(servicer, server):
                     servicer.ResetStream,
                     request_deserializer=availability_dot_v1_dot_stock__pb2.ResetStreamRequest.FromString,
                     response_serializer=availability_dot_v1_dot_stock__pb2.ResetStreamResponse.SerializeToString,
+            ),
+            'BeginSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginSnapshot,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.BeginSnapshotRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.BeginSnapshotResponse.SerializeToString,
+            ),
+            'StreamSnapshot': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamSnapshot,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.StreamSnapshotRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.StreamSnapshotResponse.SerializeToString,
+            ),
+            'EndSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndSnapshot,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.EndSnapshotRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.EndSnapshotResponse.SerializeToString,
+            ),
+            'CloseSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSnapshot,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.CloseSnapshotRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.CloseSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'ReadSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSnapshot,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.ReadSnapshotRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.ReadSnapshotResponse.SerializeToString,
+            ),
+            'ReadPositions': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadPositions,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.ReadPositionsRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.ReadPositionsResponse.SerializeToString,
+            ),
+            'ReadOrderLines': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadOrderLines,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.ReadOrderLinesRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.ReadOrderLinesResponse.SerializeToString,
+            ),
+            'AuditLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuditLedger,
+                    request_deserializer=availability_dot_v1_dot_stock__pb2.AuditLedgerRequest.FromString,
+                    response_serializer=availability_dot_v1_dot_stock__pb2.AuditLedgerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -331,6 +486,249 @@ class StockService:
             '/availability.v1.StockService/ResetStream',
             availability_dot_v1_dot_stock__pb2.ResetStreamRequest.SerializeToString,
             availability_dot_v1_dot_stock__pb2.ResetStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.StockService/BeginSnapshot',
+            availability_dot_v1_dot_stock__pb2.BeginSnapshotRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.BeginSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSnapshot(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/availability.v1.StockService/StreamSnapshot',
+            availability_dot_v1_dot_stock__pb2.StreamSnapshotRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.StreamSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.StockService/EndSnapshot',
+            availability_dot_v1_dot_stock__pb2.EndSnapshotRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.EndSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.StockService/CloseSnapshot',
+            availability_dot_v1_dot_stock__pb2.CloseSnapshotRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.CloseSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.StockService/ListSnapshots',
+            availability_dot_v1_dot_stock__pb2.ListSnapshotsRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/availability.v1.StockService/ReadSnapshot',
+            availability_dot_v1_dot_stock__pb2.ReadSnapshotRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.ReadSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPositions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/availability.v1.StockService/ReadPositions',
+            availability_dot_v1_dot_stock__pb2.ReadPositionsRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.ReadPositionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadOrderLines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/availability.v1.StockService/ReadOrderLines',
+            availability_dot_v1_dot_stock__pb2.ReadOrderLinesRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.ReadOrderLinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuditLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/availability.v1.StockService/AuditLedger',
+            availability_dot_v1_dot_stock__pb2.AuditLedgerRequest.SerializeToString,
+            availability_dot_v1_dot_stock__pb2.AuditLedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

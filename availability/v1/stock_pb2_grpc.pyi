@@ -53,6 +53,27 @@ class StockServiceStub:
     """SkipGap gives up the missing numbers of a stream."""
     ResetStream: _grpc.UnaryUnaryMultiCallable[_stock_pb2.ResetStreamRequest, _stock_pb2.ResetStreamResponse]
     """ResetStream forgets a stream's mark: the next number opens it anew."""
+    BeginSnapshot: _grpc.UnaryUnaryMultiCallable[_stock_pb2.BeginSnapshotRequest, _stock_pb2.BeginSnapshotResponse]
+    """BeginSnapshot notes the first mark before a source reads its own stock, and keeps the log from there on. Errors: UNKNOWN_NODE, TOO_MANY_SNAPSHOTS."""
+    StreamSnapshot: _grpc.StreamStreamMultiCallable[_stock_pb2.StreamSnapshotRequest, _stock_pb2.StreamSnapshotResponse]
+    """StreamSnapshot takes the rows of a begun snapshot in numbered chunks; an acknowledged chunk is kept until the snapshot is closed, and may be sent again. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, CHUNK_CONFLICT."""
+    EndSnapshot: _grpc.UnaryUnaryMultiCallable[_stock_pb2.EndSnapshotRequest, _stock_pb2.EndSnapshotResponse]
+    """EndSnapshot notes the second mark, after the source's reading, and seals the rows. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, SNAPSHOT_INCOMPLETE."""
+    CloseSnapshot: _grpc.UnaryUnaryMultiCallable[_stock_pb2.CloseSnapshotRequest, _stock_pb2.CloseSnapshotResponse]
+    """CloseSnapshot forgets the rows and lets the log go; closing again changes nothing."""
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_stock_pb2.ListSnapshotsRequest, _stock_pb2.ListSnapshotsResponse]
+    """ListSnapshots tells what was begun and not yet forgotten: where to resume."""
+    ReadSnapshot: _grpc.UnaryStreamMultiCallable[_stock_pb2.ReadSnapshotRequest, _stock_pb2.ReadSnapshotResponse]
+    """ReadSnapshot returns the rows that the source streamed, by chunk. Errors: SNAPSHOT_NOT_FOUND."""
+    ReadPositions: _grpc.UnaryStreamMultiCallable[_stock_pb2.ReadPositionsRequest, _stock_pb2.ReadPositionsResponse]
+    """ReadPositions returns what the ledger has, as of a snapshot's point: with sequences exactly, what happened after them taken off again;
+    with marks but for what changed between them. It waits until the ledger has applied the sequences, no longer than the deadline.
+    Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_ENDED, SNAPSHOT_NOT_REACHED (try again later), SNAPSHOT_POINT_LOST (a new snapshot is needed).
+    """
+    ReadOrderLines: _grpc.UnaryStreamMultiCallable[_stock_pb2.ReadOrderLinesRequest, _stock_pb2.ReadOrderLinesResponse]
+    """ReadOrderLines returns the order lines with open units, as of a snapshot's point: a line that a fact touched after it is UNSETTLED. Errors as of ReadPositions."""
+    AuditLedger: _grpc.UnaryUnaryMultiCallable[_stock_pb2.AuditLedgerRequest, _stock_pb2.AuditLedgerResponse]
+    """AuditLedger looks at a page of the ledger for what does not add up and what was forgotten."""
 
 @_typing.type_check_only
 class StockServiceAsyncStub(StockServiceStub):
@@ -79,6 +100,27 @@ class StockServiceAsyncStub(StockServiceStub):
     """SkipGap gives up the missing numbers of a stream."""
     ResetStream: _aio.UnaryUnaryMultiCallable[_stock_pb2.ResetStreamRequest, _stock_pb2.ResetStreamResponse]  # type: ignore[assignment]
     """ResetStream forgets a stream's mark: the next number opens it anew."""
+    BeginSnapshot: _aio.UnaryUnaryMultiCallable[_stock_pb2.BeginSnapshotRequest, _stock_pb2.BeginSnapshotResponse]  # type: ignore[assignment]
+    """BeginSnapshot notes the first mark before a source reads its own stock, and keeps the log from there on. Errors: UNKNOWN_NODE, TOO_MANY_SNAPSHOTS."""
+    StreamSnapshot: _aio.StreamStreamMultiCallable[_stock_pb2.StreamSnapshotRequest, _stock_pb2.StreamSnapshotResponse]  # type: ignore[assignment]
+    """StreamSnapshot takes the rows of a begun snapshot in numbered chunks; an acknowledged chunk is kept until the snapshot is closed, and may be sent again. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, CHUNK_CONFLICT."""
+    EndSnapshot: _aio.UnaryUnaryMultiCallable[_stock_pb2.EndSnapshotRequest, _stock_pb2.EndSnapshotResponse]  # type: ignore[assignment]
+    """EndSnapshot notes the second mark, after the source's reading, and seals the rows. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, SNAPSHOT_INCOMPLETE."""
+    CloseSnapshot: _aio.UnaryUnaryMultiCallable[_stock_pb2.CloseSnapshotRequest, _stock_pb2.CloseSnapshotResponse]  # type: ignore[assignment]
+    """CloseSnapshot forgets the rows and lets the log go; closing again changes nothing."""
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_stock_pb2.ListSnapshotsRequest, _stock_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """ListSnapshots tells what was begun and not yet forgotten: where to resume."""
+    ReadSnapshot: _aio.UnaryStreamMultiCallable[_stock_pb2.ReadSnapshotRequest, _stock_pb2.ReadSnapshotResponse]  # type: ignore[assignment]
+    """ReadSnapshot returns the rows that the source streamed, by chunk. Errors: SNAPSHOT_NOT_FOUND."""
+    ReadPositions: _aio.UnaryStreamMultiCallable[_stock_pb2.ReadPositionsRequest, _stock_pb2.ReadPositionsResponse]  # type: ignore[assignment]
+    """ReadPositions returns what the ledger has, as of a snapshot's point: with sequences exactly, what happened after them taken off again;
+    with marks but for what changed between them. It waits until the ledger has applied the sequences, no longer than the deadline.
+    Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_ENDED, SNAPSHOT_NOT_REACHED (try again later), SNAPSHOT_POINT_LOST (a new snapshot is needed).
+    """
+    ReadOrderLines: _aio.UnaryStreamMultiCallable[_stock_pb2.ReadOrderLinesRequest, _stock_pb2.ReadOrderLinesResponse]  # type: ignore[assignment]
+    """ReadOrderLines returns the order lines with open units, as of a snapshot's point: a line that a fact touched after it is UNSETTLED. Errors as of ReadPositions."""
+    AuditLedger: _aio.UnaryUnaryMultiCallable[_stock_pb2.AuditLedgerRequest, _stock_pb2.AuditLedgerResponse]  # type: ignore[assignment]
+    """AuditLedger looks at a page of the ledger for what does not add up and what was forgotten."""
 
 class StockServiceServicer(metaclass=_abc_1.ABCMeta):
     """StockService takes deltas, order facts and snapshots. Scope: ingest; SkipGap and ResetStream: admin.
@@ -138,5 +180,80 @@ class StockServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_stock_pb2.ResetStreamResponse, _abc.Awaitable[_stock_pb2.ResetStreamResponse]]:
         """ResetStream forgets a stream's mark: the next number opens it anew."""
+
+    @_abc_1.abstractmethod
+    def BeginSnapshot(
+        self,
+        request: _stock_pb2.BeginSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stock_pb2.BeginSnapshotResponse, _abc.Awaitable[_stock_pb2.BeginSnapshotResponse]]:
+        """BeginSnapshot notes the first mark before a source reads its own stock, and keeps the log from there on. Errors: UNKNOWN_NODE, TOO_MANY_SNAPSHOTS."""
+
+    @_abc_1.abstractmethod
+    def StreamSnapshot(
+        self,
+        request_iterator: _MaybeAsyncIterator[_stock_pb2.StreamSnapshotRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_stock_pb2.StreamSnapshotResponse], _abc.AsyncIterator[_stock_pb2.StreamSnapshotResponse]]:
+        """StreamSnapshot takes the rows of a begun snapshot in numbered chunks; an acknowledged chunk is kept until the snapshot is closed, and may be sent again. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, CHUNK_CONFLICT."""
+
+    @_abc_1.abstractmethod
+    def EndSnapshot(
+        self,
+        request: _stock_pb2.EndSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stock_pb2.EndSnapshotResponse, _abc.Awaitable[_stock_pb2.EndSnapshotResponse]]:
+        """EndSnapshot notes the second mark, after the source's reading, and seals the rows. Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_OPEN, SNAPSHOT_INCOMPLETE."""
+
+    @_abc_1.abstractmethod
+    def CloseSnapshot(
+        self,
+        request: _stock_pb2.CloseSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stock_pb2.CloseSnapshotResponse, _abc.Awaitable[_stock_pb2.CloseSnapshotResponse]]:
+        """CloseSnapshot forgets the rows and lets the log go; closing again changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _stock_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stock_pb2.ListSnapshotsResponse, _abc.Awaitable[_stock_pb2.ListSnapshotsResponse]]:
+        """ListSnapshots tells what was begun and not yet forgotten: where to resume."""
+
+    @_abc_1.abstractmethod
+    def ReadSnapshot(
+        self,
+        request: _stock_pb2.ReadSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_stock_pb2.ReadSnapshotResponse], _abc.AsyncIterator[_stock_pb2.ReadSnapshotResponse]]:
+        """ReadSnapshot returns the rows that the source streamed, by chunk. Errors: SNAPSHOT_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ReadPositions(
+        self,
+        request: _stock_pb2.ReadPositionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_stock_pb2.ReadPositionsResponse], _abc.AsyncIterator[_stock_pb2.ReadPositionsResponse]]:
+        """ReadPositions returns what the ledger has, as of a snapshot's point: with sequences exactly, what happened after them taken off again;
+        with marks but for what changed between them. It waits until the ledger has applied the sequences, no longer than the deadline.
+        Errors: SNAPSHOT_NOT_FOUND, SNAPSHOT_NOT_ENDED, SNAPSHOT_NOT_REACHED (try again later), SNAPSHOT_POINT_LOST (a new snapshot is needed).
+        """
+
+    @_abc_1.abstractmethod
+    def ReadOrderLines(
+        self,
+        request: _stock_pb2.ReadOrderLinesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_stock_pb2.ReadOrderLinesResponse], _abc.AsyncIterator[_stock_pb2.ReadOrderLinesResponse]]:
+        """ReadOrderLines returns the order lines with open units, as of a snapshot's point: a line that a fact touched after it is UNSETTLED. Errors as of ReadPositions."""
+
+    @_abc_1.abstractmethod
+    def AuditLedger(
+        self,
+        request: _stock_pb2.AuditLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stock_pb2.AuditLedgerResponse, _abc.Awaitable[_stock_pb2.AuditLedgerResponse]]:
+        """AuditLedger looks at a page of the ledger for what does not add up and what was forgotten."""
 
 def add_StockServiceServicer_to_server(servicer: StockServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 
 from availability.ledger import calls
 from availability.ledger.record import Kind
+from availability.ledger.snapshots import SnapshotBegin, SnapshotClose, SnapshotEnd, SnapshotLedger
 from availability.service.delta_codec import pack
 from availability.v1 import stock_pb2 as stk
 from tests.faults.audit import Dump, audit, differences, dump, entries
@@ -136,6 +137,22 @@ def with_checkpoints(lab: Lab) -> None:
     lab.ledger.checkpoint("historian", head, required=True, deadline=deadline())
     lab.ledger.checkpoint("silent", head, required=False, deadline=deadline())
     lab.age(2 * DAY_MS)
+
+
+def with_snapshots(lab: Lab) -> None:
+    store = SnapshotLedger(lab.ledger)
+    for name in ("open", "closed"):
+        store.begin(SnapshotBegin(request_key(name), name, "erp", ["n1"], 1, 1, 1), deadline())
+        store.submit_chunk(name, 1, b"rows", 2, 100, deadline()).wait()
+    store.close(SnapshotClose(request_key("close it"), "closed"), deadline())
+
+
+def with_old_snapshots(lab: Lab) -> None:
+    store = SnapshotLedger(lab.ledger)
+    store.begin(SnapshotBegin(request_key("old"), "old", "erp", [], 1, 1, 1), deadline())
+    store.submit_chunk("old", 1, b"rows", 2, 100, deadline()).wait()
+    lab.age(DAY_MS + 1)
+    with_snapshots(lab)
 
 
 def age_expected(lab: Lab) -> None:
@@ -504,6 +521,47 @@ SITUATIONS = [
         call=(10, 20),
         prepare=with_checkpoints,
         exempt=("log",),  # what every reader has may go at any time
+    ),
+    Situation(
+        name="begin a snapshot",
+        function="snapshot_begin",
+        call=SnapshotBegin(request_key("new"), "new", "erp", ["n1"], 1, 1, 1),
+    ),
+    Situation(
+        name="begin a snapshot of a node that nobody knows",
+        function="snapshot_begin",
+        call=SnapshotBegin(request_key("new"), "new", "erp", ["nowhere"], 1, 1, 1),
+    ),
+    Situation(
+        name="take a chunk of a snapshot",
+        function="snapshot_chunk",
+        call=("open", 2, "0123456789ab", 3, "rows", 100),
+        prepare=with_snapshots,
+    ),
+    Situation(
+        name="end a snapshot",
+        function="snapshot_end",
+        call=SnapshotEnd(request_key("end"), "open", [("erp", "s", 3)], 2),
+        prepare=with_snapshots,
+    ),
+    Situation(
+        name="end half a snapshot",
+        function="snapshot_end",
+        call=SnapshotEnd(request_key("end"), "open", [], 5),
+        prepare=with_snapshots,
+    ),
+    Situation(
+        name="close a snapshot",
+        function="snapshot_close",
+        call=SnapshotClose(request_key("close"), "open"),
+        prepare=with_snapshots,
+    ),
+    Situation(
+        name="trim, snapshots that were closed or forgotten",
+        function="trim",
+        call=(10, 20),
+        prepare=with_old_snapshots,
+        exempt=("log", "snap"),  # their rows are of no use to anybody
     ),
     Situation(name="handshake", function="handshake", call=(LEDGER_ID,), prepare=another_replication_id),
 ]

@@ -79,16 +79,27 @@ end
 -- What stands for a request where nobody asked: an expiry, a handshake.
 local NOBODY = {'', 0, '', 0, '', ''}
 
+-- What a change did that its cause does not say by itself, as Effect of record.py: units of on_hand (source '') or of
+-- what a source has confirmed. The cause is the delta under way, -1 where it was none.
+function Log.effect(ctx, sku, node, source, units)
+  local effects = ctx.effects or {}
+  ctx.effects = effects
+  effects[#effects + 1] = {ctx.cause or -1, sku, node, source, units}
+end
+
 -- Commit a transaction as one version, of a request (04_requests.lua) or of NOBODY. `body` is packed; ring-fences that
--- Positions.flush wrote (ctx.fences) come after it. A change of
+-- Positions.flush wrote (ctx.fences) and effects come after it, where there are any. A change of
 -- policy or nodes (ctx.policy_changed) stamps the chain into the head: it names what 05_policy.lua may keep between
 -- calls.
 function Log.emit(ctx, txn, kind, req, positions, body)
   local seq, id = ctx.seq + 1, Log.next_version(ctx)
-  local fences = ctx.fences
-  local raw = ARRAY[fences and 8 or 7] .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body
-  if fences then
-    raw, ctx.fences = raw .. pack(fences), nil
+  local fences, effects = ctx.fences, ctx.effects
+  local raw = ARRAY[effects and 9 or fences and 8 or 7] .. pack(kind, ctx.clock, req[5], req[6], req[1], positions) .. body
+  if fences or effects then
+    raw, ctx.fences = raw .. pack(fences or {}), nil
+  end
+  if effects then
+    raw, ctx.effects = raw .. pack(effects), nil
   end
   local chain = sub(sha1hex(chain_text(ctx.chain) .. id .. raw), 1, 32)
   ctx.seq, ctx.chain, ctx.next = seq, chain, false

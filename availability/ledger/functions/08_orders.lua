@@ -1,7 +1,7 @@
 -- Orders: facts per order line, and the one pure function that says what a line commits at each node.
 --
 -- `ord:<order>` is a hash: "m" -> {cancel_key | false, channel, reservations, last_fact_ms, source, ref},
--- "s" .. sku -> facts = {lines, holds, waived, committed, auto, hint, cancel}:
+-- "s" .. sku -> facts = {lines, holds, waived, committed, auto, hint, cancel, confirmed (absent: none)}:
 --   lines      {{line, own, word (-1: none), word_key | false, sourced {node: q}, allocated {node: {q, key}}, shipped {node: q},
 --              node that the word names}, ...}
 --   holds      {reservation: {{node, q}, ...}} of active holds that carry the order
@@ -10,6 +10,7 @@
 --   auto       {{node, q}, ...} where the ledger sourced what no fact gives a node
 --   cancel     key of the word that cancelled all lines of the sku, or false
 --   hint       node named by the latest word, or '': what no other fact gives a node then sits there
+--   confirmed  {source: {node: q}} of committed: what allocations of these sources say
 -- "k" .. kit -> {{kits, flat recipe}, ...} of our commits, one for each recipe that the kit had: what a later fact that
 -- names the kit means.
 -- "l" -> links {{name, source, ref, whether they are one order, key of that word}, ...} with other names, kept at both.
@@ -17,14 +18,14 @@
 --
 -- Names that are linked, directly or through others, are one order: a group. Every fact stays with the name it was told
 -- under, so that a link can be taken back; what a group commits is worked out from all its facts together (`told`), and
--- waived, committed, auto and hint stand with its first name (by source, then ref).
+-- waived, committed, auto, hint and confirmed stand with its first name (by source, then ref).
 
 local Orders = {}
 
 do -- Lua has room for 200 names outside of blocks; these stay in here
 
 local OWN, WORD, WORD_KEY, SOURCED, ALLOCATED, SHIPPED, WORD_NODE = 2, 3, 4, 5, 6, 7, 8
-local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT, SKU_CANCEL = 1, 2, 3, 4, 5, 6, 7
+local LINES, HELD, WAIVED, COMMITTED, AUTO, HINT, SKU_CANCEL, CONFIRMED = 1, 2, 3, 4, 5, 6, 7, 8
 local CANCEL, CHANNEL, RESERVATIONS, LAST_FACT = 1, 2, 3, 4
 local L_NAME, L_SOURCE, L_REF, L_ONE, L_KEY = 1, 2, 3, 4, 5
 local RESERVATIONS_KEPT = 200
@@ -240,14 +241,16 @@ function Orders.is_cancelled(ctx, o)
   return true
 end
 
--- A group of one line: it reads what the line keeps.
+-- A group of one line: it reads what the line keeps. `by`: who allocated at a node.
 local function group_of(l, cancel)
-  local allocated = l[ALLOCATED]
+  local allocated, by = l[ALLOCATED], nil
   if next(allocated) then
-    allocated = {}
-    for node, a in pairs(l[ALLOCATED]) do allocated[node] = a[1] end
+    allocated, by = {}, {}
+    for node, a in pairs(l[ALLOCATED]) do allocated[node], by[node] = a[1], a[2][2] end
   end
-  return {own = l[OWN], word = word_of(l, cancel), sourced = l[SOURCED], allocated = allocated, shipped = l[SHIPPED]}
+  return {
+    own = l[OWN], word = word_of(l, cancel), sourced = l[SOURCED], allocated = allocated, shipped = l[SHIPPED], by = by,
+  }
 end
 
 -- Lines that are judged together: all of a sku where any fact came without a line, else each by itself.
@@ -261,21 +264,25 @@ local function groups_of(facts, cancel)
     for i = 1, #lines do groups[i] = group_of(lines[i], cancel) end
     return groups
   end
-  local g = {own = 0, sourced = {}, allocated = {}, shipped = {}}
+  local g, latest = {own = 0, sourced = {}, allocated = {}, shipped = {}, by = {}}, {}
   for _, l in ipairs(lines) do
     g.own = g.own + l[OWN]
     local word = word_of(l, cancel)
     if word then g.word = (g.word or 0) + word end
     for node, q in pairs(l[SOURCED]) do add_to(g.sourced, node, q) end
-    for node, a in pairs(l[ALLOCATED]) do add_to(g.allocated, node, a[1]) end
+    for node, a in pairs(l[ALLOCATED]) do
+      add_to(g.allocated, node, a[1])
+      if later_key(latest[node] or false, a[2]) == a[2] then latest[node], g.by[node] = a[2], a[2][2] end
+    end
     for node, q in pairs(l[SHIPPED]) do add_to(g.shipped, node, q) end
   end
   groups[1] = g
   return groups
 end
 
--- One group: what it commits where facts name a node (added to `committed`), and the units no fact gives a node.
-local function confirm(g, committed)
+-- One group: what it commits where facts name a node (added to `committed`; to `confirmed` by who allocated it), and the
+-- units no fact gives a node.
+local function confirm(g, committed, confirmed)
   local shipped, allocated, excess = 0, 0, 0
   if not next(g.allocated) and not next(g.sourced) then -- no fact names a node: nothing to weigh
     for _, q in pairs(g.shipped) do shipped = shipped + q end
@@ -300,7 +307,12 @@ local function confirm(g, committed)
   for _, node in ipairs(places) do
     c[node] = min(c[node], left)
     left = left - c[node]
-    if c[node] > 0 then add_to(committed, node, c[node]) end
+    if c[node] > 0 then
+      add_to(committed, node, c[node])
+      local of_source = confirmed[g.by[node]] or {}
+      confirmed[g.by[node]] = of_source
+      add_to(of_source, node, c[node])
+    end
   end
   if left == 0 then return 0 end
   local order = {}
@@ -416,6 +428,24 @@ local function move(ctx, sku, field, old, new, sign)
   end
 end
 
+-- What sources have confirmed changes: the log tells by how much, for who wants to know what it was before.
+local function tell_confirmed(ctx, sku, facts, new)
+  local old = facts[CONFIRMED] or {}
+  facts[CONFIRMED] = next(new) and new or nil
+  local sources = {}
+  for source in pairs(old) do sources[source] = true end
+  for source in pairs(new) do sources[source] = true end
+  for _, source in ipairs(sorted_keys(sources)) do
+    local was, is, nodes = old[source] or {}, new[source] or {}, {}
+    for node in pairs(was) do nodes[node] = true end
+    for node in pairs(is) do nodes[node] = true end
+    for _, node in ipairs(sorted_keys(nodes)) do
+      local change = (is[node] or 0) - (was[node] or 0)
+      if change ~= 0 then Log.effect(ctx, sku, node, source, change) end
+    end
+  end
+end
+
 -- Evaluate a sku's facts and move its positions accordingly. Returns the units that nothing free covered.
 function Orders.settle(ctx, o, sku)
   local told, cancel, leader = Orders.told(ctx, o, sku)
@@ -427,9 +457,10 @@ function Orders.settle(ctx, o, sku)
     leader.skus[sku].held = sorted_keys(told[HELD])
     for _, member in ipairs(Orders.members(ctx, o)) do member.dirty = true end -- they are closed together
   end
-  local committed, need = {}, 0
+  local committed, confirmed, need = {}, {}, 0
   local groups = groups_of(told, cancel)
-  for i = 1, #groups do need = need + confirm(groups[i], committed) end
+  for i = 1, #groups do need = need + confirm(groups[i], committed, confirmed) end
+  if facts[CONFIRMED] or next(confirmed) then tell_confirmed(ctx, sku, facts, confirmed) end
   local hint = hint_of(told)
   local auto, have = {}, 0
   if hint ~= '' then
@@ -519,6 +550,7 @@ local function regroup(ctx, groups)
       move(ctx, sku, 'committed', facts[COMMITTED], {}, 1)
       move(ctx, sku, 'reserved', facts[WAIVED], {}, -1)
       for _, a in ipairs(facts[AUTO]) do auto[#auto + 1] = a end
+      if facts[CONFIRMED] then tell_confirmed(ctx, sku, facts, {}) end
       facts[COMMITTED], facts[WAIVED], facts[AUTO] = {}, {}, {}
       o.touched[sku] = true
     end
@@ -560,6 +592,44 @@ function Orders.cancels_sku(ctx, o, sku)
     if word_of(l, cancel) ~= 0 then return false end
   end
   return cancel and true or false
+end
+
+-- The lines of a sku that want units still, under all names of the order, as {line, ordered (-1: only allocations are
+-- known), shipped, open, {{node, open there, confirmed there}, ...}}; and who keeps what follows from them.
+function Orders.open_lines(ctx, o, sku)
+  local told, cancel, leader = Orders.told(ctx, o, sku)
+  local groups, auto, out = groups_of(told, cancel), {}, {}
+  for i, a in ipairs(Orders.facts(leader, sku)[AUTO]) do auto[i] = {a[1], a[2]} end
+  local together = #groups < #told[LINES]
+  for i, g in ipairs(groups) do
+    local committed, confirmed, there, shipped, open = {}, {}, {}, 0, 0
+    local need = confirm(g, committed, confirmed)
+    for _, a in ipairs(auto) do -- what no fact gives a node, in the order of the lines
+      local take = min(a[2], need)
+      if take > 0 then add_to(committed, a[1], take) end
+      a[2], need = a[2] - take, need - take
+    end
+    for _, q in pairs(g.shipped) do shipped = shipped + q end
+    for _, of_source in pairs(confirmed) do
+      for node, q in pairs(of_source) do add_to(there, node, q) end
+    end
+    local nodes = {}
+    for _, node in ipairs(sorted_keys(committed)) do
+      open = open + committed[node]
+      nodes[#nodes + 1] = {node, committed[node], there[node] or 0}
+    end
+    if open + need > 0 then
+      local ordered = g.word or (g.own > 0 and g.own) or -1
+      out[#out + 1] = {together and '' or told[LINES][i][1], ordered, shipped, open + need, nodes}
+    end
+  end
+  return out
+end
+
+-- What a source has confirmed of a sku in an order, by node; nil where it has not.
+function Orders.confirmed_by(ctx, name, sku)
+  local raw = call('HGET', ctx.base .. 'ord:' .. name, 's' .. sku)
+  return raw and unpack_msg(raw)[CONFIRMED] or nil
 end
 
 function Orders.remember_reservation(ctx, o, id)

@@ -187,8 +187,10 @@ end
 local function move_stock(ctx, d, on_hand, quarantined, reason)
   local p, s = Positions.at(ctx, d[SKU], d[NODE])
   local latest, mark
+  local told = on_hand
   if on_hand ~= 0 then on_hand, latest, mark = Counts.weigh(ctx, ctx.source, p, s, d, on_hand) end
   if out_of_range(p, on_hand, quarantined) then return 'BALANCE_OUT_OF_RANGE' end
+  if on_hand ~= told then Log.effect(ctx, d[SKU], d[NODE], '', on_hand) end
   if on_hand ~= 0 then Counts.note(ctx, ctx.source, p, s, d, on_hand, latest, mark) end
   p.on_hand = p.on_hand + on_hand
   if quarantined ~= 0 then
@@ -251,9 +253,11 @@ local facts_of_stock = {
   end,
   [SET_ON_HAND] = function(ctx, source, d)
     local p, s = Positions.at(ctx, d[SKU], d[NODE])
+    local was = p.on_hand
     local stale, reason = Counts.set(ctx, source, p, s, d)
     if reason then return REJECTED, reason end
     if stale then return STALE end
+    Log.effect(ctx, d[SKU], d[NODE], '', p.on_hand - was)
     Positions.touch(ctx, s, d[NODE])
     return nil
   end,
@@ -476,6 +480,7 @@ function Deltas.apply(keys, args)
     end
     if not result and reasons[i] ~= '' then result, reason = REJECTED, reasons[i] end
     if not result then
+      ctx.cause = #causes
       result, reason = apply(ctx, txn, source, d, auto_create, declared)
       if result ~= REJECTED and d[EVENT_ID] ~= '' and d[SEQUENCE] == 0 then
         ctx.events = ctx.events or {}

@@ -155,6 +155,8 @@ end
 -- Trim the log: `kept` records stay without consumers; with checkpoints only what all have read goes, but others
 -- than the required ones are passed once they hold back more than `kept`, and forgotten after 24 h of silence.
 -- When a required one holds back `cap` records, new reservations are refused until it has caught up.
+-- A quarter of `kept` stays though all have read it: a snapshot by numbers needs what came after them. An open snapshot
+-- holds the log from its first mark on, up to `cap`.
 -- cmd = {kept, cap}; reply = {status, length, full}
 function Upkeep.trim(keys, args)
   local cmd = unpack_msg(args[2])
@@ -182,10 +184,17 @@ function Upkeep.trim(keys, args)
   local length = call('XLEN', log)
   local from = held
   if optional and length <= kept then from = older(optional, held) end
+  if from then
+    local tail = floor(kept / 4)
+    if ctx.seq > tail then from = older({ctx.epoch, ctx.seq - tail}, from) elseif length <= kept then from = {0, 0} end
+  end
+  local snapped = Snapshots.held(ctx, txn)
+  local holds = snapped and length < cap
   local trimming = Txn.new() -- goes first: what is left after it says whether the log is full
   if from then
+    if holds then from = older(snapped, from) end
     trimming:add({'XTRIM', log, 'MINID', '~', version_text(from[1], from[2] + 1)})
-  elseif length > kept then
+  elseif length > kept and not holds then
     trimming:add({'XTRIM', log, 'MAXLEN', '~', int(kept)})
   end
   trimming:commit()
@@ -212,7 +221,8 @@ function Upkeep.canary(keys, args)
   txn:add({'SADD', base .. 'm', 'a'})
   txn:add({'XADD', base .. 'x', '1-1', 'r', 'a'})
   txn:add({'XTRIM', base .. 'x', 'MAXLEN', '~', '1'})
-  txn:add({'DEL', base .. 's', base .. 'm', base .. 'x'})
+  txn:add({'DEL', base .. 's', base .. 'm'})
+  txn:add({'UNLINK', base .. 'x'})
   txn:commit()
   return pack({'OK', replication_id() or ''})
 end

@@ -1,0 +1,115 @@
+-- Reads for reconciliation: the ledger's side of snapshots. None of them writes.
+
+do
+
+-- ARGV[1] = source or ''; reply = rows of `snap`
+function Reads.snapshots(keys, args)
+  local base, out = sub(keys[1], 1, -5), {}
+  for _, raw in ipairs(call('HVALS', base .. 'snap')) do
+    local row = unpack_msg(raw)
+    if args[1] == '' or row[2] == args[1] then out[#out + 1] = row end
+  end
+  return pack(out)
+end
+
+-- ARGV = id; reply = {row | false}
+function Reads.snapshot(keys, args)
+  local raw = call('HGET', sub(keys[1], 1, -5) .. 'snap', args[1])
+  return pack({raw and unpack_msg(raw) or false})
+end
+
+-- ARGV = id, number; reply = the chunk without its fingerprint, as its bytes are; empty where there is none
+function Reads.chunk(keys, args)
+  local kept = call('HGET', sub(keys[1], 1, -5) .. 'snap:' .. args[1], args[2])
+  return kept and sub(kept, 13) or ''
+end
+
+-- ARGV = packed {{source, stream}, ...}; reply = {clock, marks} (-1: no such stream)
+function Reads.marks(keys, args)
+  local base, out = sub(keys[1], 1, -5), {}
+  for i, pair_of in ipairs(unpack_msg(args[1])) do
+    local raw = call('HGET', base .. 'src:' .. pair_of[1], pair_of[2])
+    out[i] = raw and unpack_msg(raw)[1] or -1
+  end
+  return pack({point_of(keys[1]), out})
+end
+
+-- What sources have confirmed of a sku, by node: {node: {source: q}}.
+local function confirmed_of(ctx, sku)
+  local by_node = {}
+  for _, field in ipairs(call('HKEYS', ctx.base .. 'use:' .. sku)) do
+    if byte(field) == 111 then -- o
+      for source, nodes in pairs(Orders.confirmed_by(ctx, sub(field, 2), sku) or {}) do
+        for node, q in pairs(nodes) do
+          local at = by_node[node] or {}
+          by_node[node] = at
+          at[source] = (at[source] or 0) + q
+        end
+      end
+    end
+  end
+  return by_node
+end
+
+-- ARGV = index, count, '1' where confirmed is wanted; reply = {head, next index (-1: none), skus in all,
+-- {{sku, {{node, on_hand, quarantined, reserved, committed, {reason: q}, {source: q}}, ...}}, ...}}
+function Reads.stock(keys, args)
+  local ctx = {base = sub(keys[1], 1, -5)}
+  local index, count = tonumber(args[1]), tonumber(args[2])
+  local skus = call('LRANGE', ctx.base .. 'skus', int(index), int(index + count - 1))
+  local out = {}
+  for i, sku in ipairs(skus) do
+    local rows = call('HGETALL', ctx.base .. 'pos:' .. sku)
+    local positions, reasons, any = {}, {}, false
+    for j = 1, #rows, 2 do
+      local kind = byte(rows[j])
+      if kind == 110 then -- n
+        local a, b, c, d = struct_unpack('<i8i8i8i8', rows[j + 1])
+        any = any or d ~= 0
+        positions[#positions + 1] = {sub(rows[j], 2), a, b, c, d, false, false}
+      elseif kind == 113 then -- q
+        reasons[sub(rows[j], 2)] = unpack_msg(rows[j + 1])
+      end
+    end
+    local confirmed = args[3] == '1' and any and confirmed_of(ctx, sku) or {}
+    for _, p in ipairs(positions) do p[6], p[7] = reasons[p[1]] or {}, confirmed[p[1]] or {} end
+    out[i] = {sku, positions}
+  end
+  local total = call('LLEN', ctx.base .. 'skus')
+  return pack({point_of(keys[1]), #skus < count and -1 or index + count, total, out})
+end
+
+-- Orders with a fact, the oldest first. ARGV[1] = packed {score, name, count}: those after (score, name).
+-- reply = {head, clock, {score, name} of the last | false, {{source, ref, links {{source, ref}, ...}, channel, last fact (clock),
+--   {{sku, Orders.open_lines}, ...}}, ...}}. An order that a fact touches meanwhile comes again, later.
+function Reads.open_orders(keys, args)
+  local clock = call('HGET', keys[1], 'head')
+  local q, key = unpack_msg(args[1]), sub(keys[1], 1, -5) .. 'ord_last'
+  local offset = q[2] ~= '' and call('ZCOUNT', key, '-inf', '(' .. int(q[1])) or 0
+  if q[2] ~= '' then
+    for _, name in ipairs(call('ZRANGE', key, int(q[1]), int(q[1]), 'BYSCORE')) do
+      if not before(q[2], name) then offset = offset + 1 end
+    end
+  end
+  local rows, out, last = call('ZRANGE', key, int(offset), int(offset + q[3] - 1), 'WITHSCORES'), {}, false
+  for i = 1, #rows, 2 do
+    local length, at = match(rows[i], '^(%d+):()')
+    local ctx = {base = sub(keys[1], 1, -5), orders = {}}
+    local o = Orders.open(ctx, sub(rows[i], at, at + length - 1), sub(rows[i], at + length))
+    last = {tonumber(rows[i + 1]), rows[i]}
+    local members = o.raw and Orders.members(ctx, o)
+    if members and members[1] == o then
+      local skus, links = {}, {}
+      for _, sku in ipairs(Orders.every_sku(ctx, o)) do
+        local lines = Orders.open_lines(ctx, o, sku)
+        if #lines > 0 then skus[#skus + 1] = {sku, lines} end
+      end
+      for m = 2, #members do links[m - 1] = {members[m].meta[5], members[m].meta[6]} end
+      if #skus > 0 then out[#out + 1] = {o.meta[5], o.meta[6], links, o.meta[2], o.meta[4], skus} end
+    end
+  end
+  if #rows < 2 * q[3] then last = false end
+  return pack({point_of(keys[1]), clock and context(keys[1], clock).clock or 0, last, out})
+end
+
+end
