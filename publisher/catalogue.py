@@ -109,10 +109,13 @@ class Catalogue:
             changed.append(one)
         return changed
 
-    def seen(self, skus: Sequence[str], listings: Iterable[Listing]) -> list[str]:
-        """Take the shop's word about these of its skus: what is not among the listings is gone. Returns gone ids."""
+    def seen(self, skus: Sequence[str], listings: Iterable[Listing]) -> tuple[list[Listing], list[str]]:
+        """Take the shop's word about these of its skus: what is not among the listings is gone.
+
+        Returns the listings that are new or changed their place, and the ids that are gone.
+        """
         found = list(listings)
-        self.put(found)
+        changed = self.put(found)
         there = {one.listing_id for one in found}
         gone = [
             listing_id
@@ -121,7 +124,7 @@ class Catalogue:
             if listing_id not in there
         ]
         self.remove(gone)
-        return gone
+        return changed, gone
 
     def remove(self, listing_ids: Iterable[str]) -> None:
         """Forget listings."""

@@ -1,8 +1,8 @@
 """How hard a shop is worked: concurrency and items by AIMD, a ceiling, a circuit breaker, a budget of retries. Pure.
 
 Time and chance are arguments. One ``Pace`` belongs to one shop, so a slow one never delays another. Measured at a real
-shop, an item costs about the same in a batch of 10 as in one of 100, and a second connection doubles the rate: so items
-are kept few enough for short calls, never below where the call itself would cost more, and connections are added last.
+shop, a call costs as much as two items, an item the same in a batch of 10 as in one of 100, and a second connection
+doubles the rate: so a call takes as many items as keep it short, never fewer than where the call itself costs more.
 """
 
 from __future__ import annotations
@@ -74,9 +74,10 @@ class Pace:
         """Return the ceiling, items a second."""
         return 0.0 if self.breaker is Breaker.OPEN else self._settings.items_per_s_max
 
-    def permit(self, now: float, under_way: int) -> Permit:
-        """Say what may be sent now, with so many calls under way. Nothing is taken before ``sent``.
+    def permit(self, now: float, under_way: int, waiting: int) -> Permit:
+        """Say what may be sent now, with so many calls under way and items waiting. Nothing is taken before ``sent``.
 
+        What waits is shared out among the calls that are free, so that calls stay short while there is little to do.
         ``wait_s`` is 0 where only the end of a call under way helps.
         """
         if self.breaker is Breaker.OPEN:
@@ -88,8 +89,11 @@ class Pace:
         self._fill(now)
         if self._tokens < 1.0 - ROUNDING:
             return Permit(items=0, wait_s=(1.0 - self._tokens) / self._settings.items_per_s_max)
+        free = self.concurrency - under_way
+        shared = -(-max(1, waiting) // free)
         return Permit(
-            items=max(1, min(self.items, int(self._tokens))), probe=self.breaker is Breaker.HALF_OPEN
+            items=max(1, min(self.items, int(self._tokens), shared)),
+            probe=self.breaker is Breaker.HALF_OPEN,
         )
 
     def sent(self, now: float, items: int) -> None:

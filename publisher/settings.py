@@ -93,8 +93,8 @@ class PaceSettings(_Section):
     concurrency_max: int = Field(2, ge=1, le=16, description="Writes under way at once, at most.")
     items_start: int = Field(10, ge=1, le=ITEMS_MAX, description="Items of a write at the beginning.")
     items_max: int = Field(50, ge=1, le=ITEMS_MAX, description="Items of one write, at most.")
-    target_ms: int = Field(500, ge=10, le=60_000, description="Writes that take longer get fewer items.")
-    slow_ms: int = Field(5_000, ge=20, le=600_000, description="Writes that take longer count as a failure.")
+    target_ms: int = Field(1_500, ge=10, le=60_000, description="Writes that take longer get fewer items.")
+    slow_ms: int = Field(8_000, ge=20, le=600_000, description="Writes that take longer count as a failure.")
     items_per_s_max: float = Field(
         200.0, gt=0, le=100_000, description="Ceiling of the shop, items a second."
     )
@@ -218,6 +218,12 @@ class ShopSettings(_Section):
     publish_limit: int | None = Field(
         None, ge=0, le=1_000_000_000, description="Highest number shown; the channel's policy may be lower."
     )
+    agreed_ms: int = Field(
+        2_000, ge=1, le=86_400_000, description="A change that is acknowledged later counts as a breach."
+    )
+    high_demand: Path | None = Field(
+        None, description="Skus of this file, one a line, are told apart in metrics."
+    )
     allow_list: Path | None = Field(None, description="Pilot: only the skus of this file, one a line.")
     aliases: dict[str, str] = Field(default_factory=dict, description="The shop's sku = the ledger's.")
     zero_guard_percent: int = Field(
@@ -283,13 +289,11 @@ class ShopSettings(_Section):
 
     def allowed(self) -> frozenset[str] | None:
         """Read the pilot's list; None: every sku. Raises SettingsRefused."""
-        if self.allow_list is None:
-            return None
-        try:
-            lines = self.allow_list.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsRefused(f"{self.allow_list}: the allow-list cannot be read") from error
-        return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+        return None if self.allow_list is None else _skus_of(self.allow_list)
+
+    def in_high_demand(self) -> frozenset[str]:
+        """Read the skus that are told apart. Raises SettingsRefused."""
+        return frozenset() if self.high_demand is None else _skus_of(self.high_demand)
 
 
 class PublisherSettings(_Section):
@@ -321,6 +325,14 @@ def read_shops(path: Path) -> dict[str, ShopSettings]:
         ]
         raise SettingsRefused("\n".join(problems)) from None
     return {channel: _placed(shop, path.parent) for channel, shop in settings.shops.items()}
+
+
+def _skus_of(path: Path) -> frozenset[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsRefused(f"{path}: the list of skus cannot be read") from error
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def _placed(shop: ShopSettings, folder: Path) -> ShopSettings:

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from availability.history.database import reading, upsert, writing
-from availability.history.shop_tables import shop_listings, shop_skus, shops
-from publisher.storefront import Kind, Listing, Managed, StockStatus
+from availability.history.shop_tables import shop_skus, shops
+from publisher.storefront import Listing, StockStatus
 
 LOAD_ROWS = 10_000
 RUNNING, OPEN, STOPPED, WAITING = "RUNNING", "OPEN", "STOPPED", "WAITING"
@@ -164,8 +164,13 @@ class State:
 
     # --- Numbers ------------------------------------------------------------------------------------------
 
-    def heard(self, changes: Sequence[Change], resume_version: str, now: float) -> None:
-        """Keep what the feed brought, and how far it has come. Raises OwnerLost."""
+    def heard(
+        self, changes: Sequence[Change], resume_version: str, now: float, *, always: bool = False
+    ) -> None:
+        """Keep what the feed brought, and how far it has come. Raises OwnerLost.
+
+        What the shop acknowledged last needs no write, unless ``always``: the shop changes its numbers itself.
+        """
         table = shop_skus
         with writing(self._engine) as connection:
             self._hold(connection, now)
@@ -198,7 +203,10 @@ class State:
                         ),
                         "blocked": new.blocked,
                         "pending": sa.or_(
-                            table.c.pending, table.c.acked.is_(None), table.c.acked != new.wanted
+                            sa.literal(always),
+                            table.c.acked.is_(None),
+                            table.c.acked != new.wanted,
+                            table.c.sending.is_not(None),
                         ),
                     },
                 )
@@ -249,7 +257,7 @@ class State:
             "shown_status": sa.case((shown.is_(None), table.c.shown_status), else_=status),
             "shown_at": sa.case((shown.is_(None), table.c.shown_at), else_=now),
         }
-        over = {"sending": None, "sending_at": None, "sending_owner": ""}
+        over = {"sending": None, "sending_at": None, "sending_owner": "", "asked": False}
         with writing(self._engine) as connection:
             if rows["acked"]:
                 acked = sa.bindparam("b_acked", type_=sa.BigInteger)
@@ -341,10 +349,10 @@ class State:
         with reading(self._engine) as connection:
             return [Kept(**row) for row in connection.execute(query).mappings()]
 
-    def acknowledged(self) -> list[tuple[str, int]]:
-        """Return what the shop acknowledged last, of every sku."""
+    def acknowledged(self) -> list[tuple[str, int | None]]:
+        """Return every sku with what the shop acknowledged last; None: nothing, or nobody knows."""
         table = shop_skus
-        query = sa.select(table.c.sku, table.c.acked).where(self._mine, table.c.acked.is_not(None))
+        query = sa.select(table.c.sku, table.c.acked).where(self._mine)
         with reading(self._engine) as connection:
             return [(row.sku, row.acked) for row in connection.execute(query)]
 
@@ -365,85 +373,6 @@ class State:
                 .where(shops.c.channel == self.channel)
                 .values(state=state, reason=reason[:500], state_since=now)
             )
-
-    # --- Catalogue ----------------------------------------------------------------------------------------
-
-    def keep_listings(self, listings: Sequence[Listing], walk: float) -> None:
-        """Keep listings as this walk (its beginning) or look saw them."""
-        if not listings:
-            return
-        with writing(self._engine) as connection:
-            statement = upsert(connection, shop_listings)
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["channel", "listing_id"],
-                    set_={
-                        name: statement.excluded[name]
-                        for name in ("sku", "kind", "managed", "parent_id", "walk")
-                    },
-                ),
-                [
-                    {
-                        "channel": self.channel,
-                        "listing_id": one.listing_id,
-                        "sku": one.sku,
-                        "kind": one.kind.value,
-                        "managed": one.managed.value,
-                        "parent_id": one.parent_id,
-                        "walk": walk,
-                    }
-                    for one in listings
-                ],
-            )
-
-    def end_walk(self, walk: float) -> None:
-        """Forget listings that a whole walk did not see, and note the walk."""
-        with writing(self._engine) as connection:
-            connection.execute(
-                sa.delete(shop_listings).where(
-                    shop_listings.c.channel == self.channel, shop_listings.c.walk < walk
-                )
-            )
-            connection.execute(
-                sa.update(shops)
-                .where(shops.c.channel == self.channel)
-                .values(catalogue_at=walk, changes_since=walk)
-            )
-
-    def drop_listings(self, listing_ids: Sequence[str]) -> None:
-        """Forget listings that are no longer there."""
-        with writing(self._engine) as connection:
-            for at in range(0, len(listing_ids), 500):
-                connection.execute(
-                    sa.delete(shop_listings).where(
-                        shop_listings.c.channel == self.channel,
-                        shop_listings.c.listing_id.in_(listing_ids[at : at + 500]),
-                    )
-                )
-
-    def note_changes(self, since: float) -> None:
-        """Note up to when the catalogue's changes are known."""
-        with writing(self._engine) as connection:
-            connection.execute(
-                sa.update(shops).where(shops.c.channel == self.channel).values(changes_since=since)
-            )
-
-    def listings(self) -> list[Listing]:
-        """Return the catalogue as last seen; numbers are not kept."""
-        table = shop_listings
-        with reading(self._engine) as connection:
-            rows = connection.execute(sa.select(table).where(table.c.channel == self.channel)).all()
-        return [
-            Listing(
-                listing_id=row.listing_id,
-                sku=row.sku,
-                kind=Kind(row.kind),
-                managed=Managed(row.managed),
-                quantity=None,
-                parent_id=row.parent_id,
-            )
-            for row in rows
-        ]
 
 
 def channels(engine: Engine) -> list[str]:

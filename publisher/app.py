@@ -1,0 +1,174 @@
+"""Puts the publisher together for the command line: the one place that opens databases, connections and shops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from sqlalchemy.engine import Engine
+
+from availability.client import Client
+from availability.history.database import open_database
+from availability.telemetry import PublishMetrics, start_metrics_listener
+from publisher.catalogue import Catalogue, Problem
+from publisher.feed import ClientLedger
+from publisher.json_webhook import JsonWebhook
+from publisher.letters import Letters
+from publisher.listing_rows import ListingRows
+from publisher.settings import Mode, SettingsRefused, ShopSettings, read_shops
+from publisher.shop_publisher import ShopPublisher
+from publisher.state import State
+from publisher.status import ShopStatus, statuses
+from publisher.storefront import Storefront
+from publisher.woocommerce.client import WooClient
+from publisher.woocommerce.stock import WooStock
+
+_LOG = structlog.get_logger(__name__)
+
+STOP_S = 75.0
+"""What is under way when we are stopped is waited for, a shop's longest time-out and some."""
+
+
+def storefront_of(settings: ShopSettings, environment: Mapping[str, str]) -> Storefront:
+    """Return the shop's port. Nothing is connected yet."""
+    if settings.kind == "json_webhook":
+        return JsonWebhook(settings, lambda: settings.credentials(environment))
+    pause_s = settings.catalogue.page_pause_ms / 1000
+    return WooStock(
+        WooClient(settings, lambda: settings.credentials(environment)),
+        cross_parent=settings.catalogue.cross_parent_batches,
+        pause=(lambda: asyncio.sleep(pause_s)) if pause_s else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherDesk:
+    """Everything that the commands need."""
+
+    shops: Mapping[str, ShopSettings]
+    engine: Engine
+    client: Client | None = None
+
+    @property
+    def letters(self) -> Letters:
+        """Return the dead letters of all shops."""
+        return Letters(self.engine)
+
+    def shop(self, channel: str) -> ShopSettings:
+        """Return a shop's settings. Raises SettingsRefused."""
+        found = self.shops.get(channel)
+        if found is None:
+            raise SettingsRefused(f"no shop is of the channel {channel!r}; there are {', '.join(self.shops)}")
+        return found
+
+    def statuses(self) -> list[ShopStatus]:
+        """Return how all shops fare."""
+        return statuses(self.engine, time.time())
+
+    def problems(self, channel: str) -> list[Problem]:
+        """Return which of the ledger's skus have no place in the shop, by the catalogue as last seen."""
+        settings = self.shop(channel)
+        skus = {row[0] for row in State(self.engine, channel, "").acknowledged()}
+        catalogue = Catalogue(
+            settings.aliases,
+            switch_on=settings.catalogue.manage_stock == "switch_on",
+            known=skus.__contains__,
+        )
+        catalogue.put(ListingRows(self.engine, channel).all())
+        allowed = settings.allowed()
+        return list(catalogue.problems(sorted(skus if allowed is None else skus & allowed)))
+
+    def not_in_ledger(self, channel: str) -> list[str]:
+        """Return the shop's skus that the ledger does not sell there."""
+        catalogue = Catalogue(self.shop(channel).aliases)
+        catalogue.put(ListingRows(self.engine, channel).all())
+        return catalogue.not_in({row[0] for row in State(self.engine, channel, "").acknowledged()})
+
+    def run(
+        self,
+        *,
+        channels: list[str],
+        stopped: Callable[[Callable[[], None]], None],
+        metrics_listen: str = "",
+        environment: Mapping[str, str] | None = None,
+        told: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Publish to these shops (empty: all) until stopped. ``stopped`` is given what to call then, from any thread.
+
+        Raises SettingsRefused for keys that are not there.
+        """
+        assert self.client is not None
+        environment = os.environ if environment is None else environment
+        metrics = PublishMetrics()
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        publishers: list[ShopPublisher] = []
+        for channel in channels or list(self.shops):
+            settings = self.shop(channel)
+            settings.credentials(environment)  # told at once, not at the first write
+            if settings.mode is Mode.MIRROR:
+                raise SettingsRefused(f"{channel}: mode MIRROR is not put together yet")
+            publishers.append(
+                ShopPublisher(
+                    channel=channel,
+                    settings=settings,
+                    engine=self.engine,
+                    ledger=ClientLedger(self.client),
+                    storefront=storefront_of(settings, environment),
+                    keys=_fingerprint(settings, environment),
+                    owner=owner,
+                    metrics=metrics,
+                )
+            )
+        metrics.watch(lambda: [one.figures for one in publishers if one.figures is not None])
+        stop_metrics = start_metrics_listener(metrics_listen, metrics.registry)
+        told(f"publishing to {', '.join(one.channel for one in publishers)}")
+        try:
+            asyncio.run(_run_all(publishers, stopped))
+        finally:
+            if stop_metrics is not None:
+                stop_metrics()
+
+
+async def _run_all(publishers: list[ShopPublisher], stopped: Callable[[Callable[[], None]], None]) -> None:
+    """Run all shops, each for itself: a slow one delays nobody."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def end() -> None:
+        stop.set()
+        for one in publishers:
+            if one.parts is not None:
+                one.parts.delivery.wake.set()
+
+    stopped(lambda: loop.call_soon_threadsafe(end))
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one.run(stop)) for one in publishers]
+        await stop.wait()
+        _, left = await asyncio.wait(tasks, timeout=STOP_S)
+        for task in left:
+            _LOG.warning("a shop did not end in time; what was under way is read back at the next start")
+            task.cancel()
+
+
+def _fingerprint(settings: ShopSettings, environment: Mapping[str, str]) -> Callable[[], str]:
+    return lambda: settings.credentials(environment).fingerprint()
+
+
+@contextmanager
+def desk(shops: Path, database: str, data_dir: Path, client: Client | None = None) -> Iterator[PublisherDesk]:
+    """Open what the commands need. Raises SettingsRefused, HistoryError."""
+    settings = read_shops(shops)
+    engine = open_database(database, data_dir)
+    try:
+        yield PublisherDesk(settings, engine, client)
+    finally:
+        engine.dispose()
+        if client is not None:
+            client.close()
