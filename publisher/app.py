@@ -147,7 +147,10 @@ async def _run_all(publishers: list[ShopPublisher], stopped: Callable[[Callable[
             if one.parts is not None:
                 one.parts.delivery.wake.set()
 
-    stopped(lambda: loop.call_soon_threadsafe(end))
+    def stop_now() -> None:
+        loop.call_soon_threadsafe(end)
+
+    stopped(stop_now)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one.run(stop)) for one in publishers]
         await stop.wait()

@@ -246,7 +246,7 @@ class Feed:
             for one in message.changes
         ]
         await self._keep(changes, version)
-        if not message.initial:
+        if version or not message.initial:
             self.complete.set()
 
     async def _keep(self, changes: Sequence[Change], version: str) -> None:

@@ -1,0 +1,385 @@
+"""From the ledger's numbers to a shop's, whatever the shop does: the last word is always the ledger's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from availability.history.database import open_database
+from availability.history.shop_tables import shop_skus
+from publisher.letters import Letters
+from publisher.numbers import Limits
+from publisher.testing.faults import Fault, Kind
+from publisher.testing.server import Storefront as Double
+from publisher.testing.server import serve
+from tests.publishing import CHANNEL, FakeLedger, double_shop, publishing
+
+SKUS = {f"S-{number}": 10 for number in range(12)}
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_database("", tmp_path)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def ledger() -> FakeLedger:
+    return FakeLedger()
+
+
+def shown(double: Double, *skus: str) -> dict[str, int | float | None]:
+    with double.shop.lock:
+        return {sku: double.shop.stock(sku) for sku in skus}
+
+
+def test_the_ledgers_numbers_are_in_the_shop(engine: Engine, ledger: FakeLedger) -> None:
+    """First everything, then each change; what the shop shows already costs no write."""
+
+    async def scenario() -> None:
+        with serve(double_shop(**SKUS), tls=False) as double:
+            ledger.tell({**SKUS, "S-0": 3, "S-1": 0})
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                assert shown(double, "S-0", "S-1", "S-2") == {"S-0": 3, "S-1": 0, "S-2": 10}
+                written = [call for call in double.shop.log if call.path.endswith("batch")]
+                assert sum(len(call.items) for call in written) == 2, "only what differed was written"
+                ledger.tell({"S-2": 7})
+                await running.quiet()
+                ledger.tell({"S-2": 0, "S-3": 1})
+                await running.quiet()
+                assert shown(double, "S-2", "S-3") == {"S-2": 0, "S-3": 1}
+                assert running.letters() == []
+                assert running.pending() == 0
+                assert double.shop.overlaps == []
+
+    asyncio.run(scenario())
+
+
+def test_publish_limit_hides_what_nobody_needs_to_see(engine: Engine, ledger: FakeLedger) -> None:
+    """Above the limit on both sides nothing is written; a limit of the sku goes before the channel's."""
+
+    async def scenario() -> None:
+        with serve(double_shop(a=1, b=1), tls=False) as double:
+            ledger.limit = Limits(channel=10, skus={"b": 2})
+            ledger.tell({"a": 50, "b": 50})
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                assert shown(double, "a", "b") == {"a": 10, "b": 2}
+                calls = len(double.shop.log)
+                ledger.tell({"a": 49, "b": 3})
+                await running.quiet()
+                assert len(double.shop.log) == calls, "no shopper can see this"
+                ledger.tell({"a": 9})
+                await running.quiet()
+                assert shown(double, "a") == {"a": 9}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(kind=Kind.FATAL_EARLY, path="batch"),
+        Fault(kind=Kind.FATAL_AT_ITEM, path="batch", items=2),
+        Fault(kind=Kind.HOOK_EXCEPTION, path="batch", items=1),
+        Fault(kind=Kind.READ_ONLY, path="batch", times=3),
+        Fault(kind=Kind.DATABASE_DOWN, times=4),
+        Fault(kind=Kind.PLUGIN_REFUSES, path="batch"),
+        Fault(kind=Kind.TOO_MANY_REQUESTS, path="batch", seconds=0.2),
+        Fault(kind=Kind.HTML_BEFORE_JSON, path="batch", times=2),
+        Fault(kind=Kind.CHALLENGE_PAGE, times=3),
+        Fault(kind=Kind.EMPTY_LIST, path="batch", times=2),
+        Fault(kind=Kind.BAD_GATEWAY, times=4),
+        Fault(kind=Kind.GATEWAY_TIMEOUT, path="batch", seconds=0.05),
+        Fault(kind=Kind.HANG, path="batch", seconds=1.2),
+        Fault(kind=Kind.CUT_ANSWER, path="batch", times=2),
+        Fault(kind=Kind.TORN_STATUS, path="batch"),
+        Fault(kind=Kind.LOCK_TIMEOUT, path="batch", times=2),
+        Fault(kind=Kind.SLOW, factor=3.0, times=3),
+    ],
+    ids=lambda fault: fault.kind.name,
+)
+def test_every_failure_ends_with_the_ledgers_number(engine: Engine, ledger: FakeLedger, fault: Fault) -> None:
+    """Each failure that was seen at a real shop is got over: at quiet number and status are right, no letters.
+
+    Numbers change while it lasts: what is repeated is the current number.
+    """
+
+    async def scenario() -> None:
+        with serve(double_shop(**SKUS), tls=False) as double:
+            ledger.tell(SKUS)
+            async with publishing(engine, ledger, double, timeout_ms=1_000, orphan_ms=400) as running:
+                await running.quiet()
+                armed = double.faults.add(
+                    Fault(**{name: getattr(fault, name) for name in fault.__slots__ if name != "hits"})
+                )
+                for step in range(4):
+                    ledger.tell({sku: (number + step) % 5 for number, sku in enumerate(SKUS)})
+                    await asyncio.sleep(0.05)
+                await running.until(lambda: armed.hits >= max(1, armed.times))
+                await running.quiet()
+                assert shown(double, *SKUS) == ledger.sellable()
+                with double.shop.lock:
+                    for product in double.shop.products.values():
+                        assert (product.stock_status == "outofstock") == (product.quantity == 0)
+                assert running.letters() == []
+                assert running.pending() == 0
+                assert double.shop.overlaps == []
+
+    asyncio.run(scenario())
+
+
+def test_maintenance_is_waited_for(engine: Engine, ledger: FakeLedger) -> None:
+    """A shop that says when it comes back is left alone until then, and the shop's state says so."""
+
+    async def scenario() -> None:
+        with serve(double_shop(a=1), tls=False) as double:
+            ledger.tell({"a": 1})
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                double.faults.add(Fault(kind=Kind.MAINTENANCE))
+                ledger.tell({"a": 0})
+                parts = running.publisher.parts
+                assert parts is not None
+                await running.until(lambda: parts.shop.pace.open_until > 0)
+                assert parts.shop.pace.open_until - parts.shop.monotonic() > 590
+                calls = len(double.shop.log)
+                await running.until(lambda: (parts.shop.state.shop() or pytest.fail("gone")).state == "OPEN")
+                assert len(double.shop.log) == calls
+                assert running.pending() == 1
+
+    asyncio.run(scenario())
+
+
+def test_refused_keys_stop_the_shop_until_they_change(engine: Engine, ledger: FakeLedger) -> None:
+    """401 is not tried again; nothing is lost, and with other keys it goes on."""
+
+    async def scenario() -> None:
+        with serve(double_shop(a=1), tls=False) as double:
+            ledger.tell({"a": 1})
+            fingerprint = ["first"]
+            async with publishing(engine, ledger, double, keys=lambda: fingerprint[0]) as running:
+                await running.quiet()
+                with double.shop.lock:
+                    double.shop.keys["ck_test"] = type(double.shop.keys["ck_test"])(secret="other")
+                ledger.tell({"a": 0})
+                parts = running.publisher.parts
+                assert parts is not None
+                await running.until(lambda: bool(parts.delivery.stopped_reason))
+                calls = len(double.shop.log)
+                ledger.tell({"a": 5})
+                await running.until(
+                    lambda: (parts.shop.state.shop() or pytest.fail("gone")).state == "STOPPED"
+                )
+                assert len(double.shop.log) == calls
+                with double.shop.lock:
+                    double.shop.keys["ck_test"] = type(double.shop.keys["ck_test"])(secret="cs_test")
+                fingerprint[0] = "second"
+                parts.delivery.wake.set()
+                await running.quiet()
+                assert shown(double, "a") == {"a": 5}
+                assert running.letters() == []
+
+    asyncio.run(scenario())
+
+
+def test_skus_without_a_place_become_letters_and_leave_the_others_alone(
+    engine: Engine, ledger: FakeLedger
+) -> None:
+    """Missing, doubled, differing by case, unmanaged, grouped: each a letter that says so; nothing is guessed."""
+
+    async def scenario() -> None:
+        shop = double_shop(good=1)
+        shop.add("twice", 1)
+        shop.add("twice", 2)
+        shop.add("Case", 1)
+        shop.add("unmanaged", None)
+        shop.add("grouped", None, kind="grouped")
+        with serve(shop, tls=False) as double:
+            ledger.tell({"good": 4, "twice": 4, "case": 4, "unmanaged": 4, "grouped": 4, "missing": 4})
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                letters = {one.sku: (one.category, one.reason) for one in running.letters()}
+                assert letters == {
+                    "twice": ("MAPPING", "DUPLICATE"),
+                    "case": ("MAPPING", "CASE_DIFFERS"),
+                    "unmanaged": ("MAPPING", "UNMANAGED"),
+                    "grouped": ("MAPPING", "NO_STOCK"),
+                    "missing": ("MAPPING", "MISSING"),
+                }
+                assert shown(double, "good") == {"good": 4}
+                with double.shop.lock:
+                    assert [one.quantity for one in double.shop.find("twice")] == [1, 2]
+                    assert [one.quantity for one in double.shop.find("case")] == [1]
+                    assert not double.shop.find("unmanaged")[0].manage_stock
+                # Somebody puts it into the shop, and asks for another try.
+                shop.add("missing", 0)
+                found = Letters(engine).find(category="MAPPING")
+                Letters(engine).replay([one for one in found if one.sku == "missing"], 0.0)
+                running.publisher.parts.delivery.catalogue_changed()  # type: ignore[union-attr]
+                await running.until(lambda: shown(double, "missing") == {"missing": 4})
+                await running.quiet()
+                assert "missing" not in {one.sku for one in running.letters()}
+
+    asyncio.run(scenario())
+
+
+def test_stock_keeping_is_switched_on_only_where_the_settings_say_so(
+    engine: Engine, ledger: FakeLedger
+) -> None:
+    """switch_on changes the merchant's setting of a product, once asked for."""
+
+    async def scenario() -> None:
+        shop = double_shop()
+        shop.add("unmanaged", None)
+        with serve(shop, tls=False) as double:
+            ledger.tell({"unmanaged": 4})
+            async with publishing(engine, ledger, double, catalogue={"manage_stock": "switch_on"}) as running:
+                await running.quiet()
+                assert shown(double, "unmanaged") == {"unmanaged": 4}
+                assert running.letters() == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("version", ["10.5.0", "8.9.3"])
+@pytest.mark.parametrize("cross_parent", [True, False])
+def test_variations_go_to_where_they_are_now(
+    engine: Engine, ledger: FakeLedger, version: str, cross_parent: bool
+) -> None:
+    """Own variations of two parents, a parent's own number shared by its variation, and one that moved meanwhile."""
+
+    async def scenario() -> None:
+        shop = double_shop(simple=1)
+        shop.version = type(shop.version)(version)
+        first = shop.add("P1", None, kind="variable")
+        second = shop.add("P2", None, kind="variable")
+        shared = shop.add("P3", 5, kind="variable")
+        shop.add("V1", 1, kind="variation", parent=first.id)
+        moving = shop.add("V2", 1, kind="variation", parent=first.id)
+        shop.add("V3", 1, kind="variation", parent=second.id)
+        shop.add("V4", None, kind="variation", parent=shared.id)
+        with serve(shop, tls=False) as double:
+            ledger.tell({"simple": 2, "V1": 2, "V2": 3, "V3": 4, "V4": 6})
+            async with publishing(
+                engine, ledger, double, catalogue={"cross_parent_batches": cross_parent}
+            ) as running:
+                await running.quiet()
+                assert running.letters() == []
+                assert shown(double, "simple", "V1", "V2", "V3", "P3") == {
+                    "simple": 2, "V1": 2, "V2": 3, "V3": 4, "P3": 6,
+                }  # fmt: skip
+                with double.shop.lock:
+                    double.shop.move(moving, second.id)
+                ledger.tell({"V1": 5, "V2": 6, "V3": 7})
+                await running.quiet()
+                assert shown(double, "V1", "V2", "V3") == {"V1": 5, "V2": 6, "V3": 7}
+                with double.shop.lock:
+                    parents = {sku: double.shop.find(sku)[0].parent_id for sku in ("V1", "V2", "V3")}
+                assert parents == {"V1": first.id, "V2": second.id, "V3": second.id}
+                assert running.letters() == []
+                # The ledger now sells the parent too: its number is the parent's, and the variation's has no place.
+                ledger.tell({"P3": 9, "V4": 1})
+                await running.quiet()
+                assert shown(double, "P3") == {"P3": 9}
+                assert [(one.sku, one.reason) for one in running.letters()] == [("V4", "SHARED_STOCK")]
+
+    asyncio.run(scenario())
+
+
+def test_one_product_that_always_fails_does_not_stop_the_others(engine: Engine, ledger: FakeLedger) -> None:
+    """A row that stays locked becomes a CONFLICT letter; the others go on, and its next number is tried again."""
+
+    async def scenario() -> None:
+        with serve(double_shop(**SKUS), tls=False) as double:
+            locked = double.shop.find("S-3")[0].id
+            ledger.tell(SKUS)
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                fault = double.faults.add(
+                    Fault(kind=Kind.LOCK_TIMEOUT, path="batch", times=0, ids=frozenset({locked}))
+                )
+                ledger.tell(dict.fromkeys(SKUS, 4))
+                for step in range(200):  # others succeed meanwhile: its failures are its own
+                    if running.letters():
+                        break
+                    ledger.tell({"S-0": step % 7})
+                    await asyncio.sleep(0.02)
+                assert [(one.sku, one.category) for one in running.letters()] == [("S-3", "CONFLICT")]
+                await running.quiet()
+                assert shown(double, "S-1", "S-3") == {"S-1": 4, "S-3": 10}
+                double.faults.remove(fault)
+                ledger.tell({"S-3": 2})
+                await running.quiet()
+                assert shown(double, "S-3") == {"S-3": 2}
+                assert running.letters() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_shop_that_is_away_makes_no_letters(engine: Engine, ledger: FakeLedger) -> None:
+    """However long it lasts, and however often it is tried: an outage is not the items' fault."""
+
+    async def scenario() -> None:
+        with serve(double_shop(**SKUS), tls=False) as double:
+            ledger.tell(SKUS)
+            async with publishing(
+                engine,
+                ledger,
+                double,
+                pace={"open_ms": 10, "open_ms_max": 20, "retry_ms": 1, "retry_ms_max": 2},
+            ) as running:
+                await running.quiet()
+                armed = double.faults.add(Fault(kind=Kind.READ_ONLY, path="batch", times=30))
+                also = double.faults.add(Fault(kind=Kind.FATAL_EARLY, path="batch", times=20))
+                ledger.tell(dict.fromkeys(SKUS, 4))
+                await running.until(lambda: armed.hits >= 30 and also.hits >= 20)
+                assert running.letters() == []
+                await running.quiet()
+                assert shown(double, *SKUS) == dict.fromkeys(SKUS, 4)
+
+    asyncio.run(scenario())
+
+
+def test_the_urgent_overtake_a_burst(engine: Engine, ledger: FakeLedger) -> None:
+    """A burst waits; what sells out or comes back meanwhile is written before it."""
+
+    async def scenario() -> None:
+        many = {f"M-{number}": 10 for number in range(100)}
+        with serve(double_shop(**many, out=5, back=0), tls=False) as double:
+            ledger.tell({**many, "out": 5, "back": 0})
+            async with publishing(
+                engine, ledger, double, pace={"items_max": 10, "items_start": 10}
+            ) as running:
+                await running.quiet()
+                order: list[str] = []
+                double.shop.listeners.append(lambda product: order.append(product.sku))
+                ledger.tell(dict.fromkeys(many, 9))
+                ledger.tell({"out": 0, "back": 3})
+                await running.quiet()
+                assert max(order.index("out"), order.index("back")) < 60
+
+    asyncio.run(scenario())
+
+
+def test_rows_say_what_the_shop_acknowledged(engine: Engine, ledger: FakeLedger) -> None:
+    """Reconciliation reads it: quantity, version and time of the last acknowledgement, per sku."""
+
+    async def scenario() -> None:
+        with serve(double_shop(a=1), tls=False) as double:
+            ledger.tell({"a": 7})
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+
+    asyncio.run(scenario())
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(shop_skus).where(shop_skus.c.channel == CHANNEL)).one()
+    assert (row.sku, row.acked, row.acked_version, row.shown, row.sending) == ("a", 7, "1-1", 7, None)
+    assert row.acked_at > 0
