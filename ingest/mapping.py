@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from availability.domain.limits import QUANTITY_MAX
+from availability.telemetry import Trace
 from availability.v1 import stock_pb2 as pb
 from ingest.rows import Category, Row, RowRefused, Value
 
@@ -234,6 +235,7 @@ class Mapper:
             for name in _TEXTS
             if name in self._places or name in self._constants
         ]
+        self._correlated = "correlation_id" in self._places
         self._types: dict[str, int] = {
             name: pb.DeltaType.Value(f"DELTA_TYPE_{name}") for name in get_args(TypeName)
         }
@@ -289,6 +291,10 @@ class Mapper:
             value = constant if place is None else values[place]
             if value is not None and value != "":
                 setattr(delta, name, value if isinstance(value, str) else str(value))
+        if self._correlated:
+            trace = Trace.parse(delta.correlation_id)  # a column may hold the event's traceparent
+            if trace is not None:
+                delta.correlation_id = trace.trace_id
         for name, place in self._times:
             value = values[place]
             if type(value) is not str and isinstance(value, (list, dict)):

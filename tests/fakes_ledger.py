@@ -90,6 +90,8 @@ class FakeLedger:
         self.now = Content()
         self.clock_ms = 0
         """The ledger's clock, as records tell it."""
+        self.correlation_id = ""
+        """Of the records that come."""
         self.unreachable = False
         self.before_call: Callable[[str], None] | None = None
         self.calls: list[str] = []
@@ -158,7 +160,7 @@ class FakeLedger:
         self, kind: int, changes: Iterable[PositionChange], body: object, fences: Iterable[FenceLeft] = ()
     ) -> Version:
         """Log one record as the functions do."""
-        fields = [kind, self.clock_ms, "author", "", "", list(changes), body]
+        fields = [kind, self.clock_ms, "author", self.correlation_id, "", list(changes), body]
         if fences:
             fields.append(list(fences))
         return self.append(_encode(fields))

@@ -187,3 +187,22 @@ def test_killed_at_any_moment_every_accepted_event_is_there(tmp_path: Path, free
     kept = [event["n"] for event in events(tmp_path)]
     assert set(accepted) <= set(kept)
     assert len(kept) == len(set(kept))
+
+
+def test_a_calls_trace_is_a_member_of_its_events(client: TestClient, tmp_path: Path) -> None:
+    """Of each event, however written; an event's own stands; what is no traceparent is nothing."""
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    body = b'{"n": 1}\n { }\n{"traceparent": "mine", "n": 3}'
+    assert (
+        client.post("/events/wms", content=body, headers={**BEARER, "traceparent": trace}).status_code == 202
+    )
+    assert (
+        client.post("/events/wms", content=b'{"n": 4}', headers={**BEARER, "traceparent": 'x"'}).status_code
+        == 202
+    )
+    assert events(tmp_path) == [
+        {"traceparent": trace, "n": 1},
+        {"traceparent": trace},
+        {"traceparent": "mine", "n": 3},
+        {"n": 4},
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from availability.cli.observe import MetricsListen
 from availability.cli.output import console, print_json, table
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def run(
     redis: Redis = None,
     ready_file: ReadyFile = None,
     data_dir: DataDir = None,
-    metrics: Annotated[
-        str, typer.Option("--metrics", metavar="HOST:PORT", help="Serve /metrics there.")
-    ] = "",
+    metrics: MetricsListen = "",
     once: Annotated[bool, typer.Option("--once", help="End when everything is written.")] = False,
     config: Config = None,
 ) -> int:

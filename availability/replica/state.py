@@ -47,6 +47,8 @@ from availability.replica.settings import ReplicaSettings
 
 _EPOCHS_MAX = 64
 """Epochs that a resume version may belong to."""
+CORRELATIONS_MAX = 65_536
+"""Skus of which the correlation id of their last event is remembered, for watchers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,8 @@ class Prepared:
     updates: Sequence[Update]
     opened: dict[str, Column]
     uncovered: set[str]
+    correlations: Mapping[str, str]
+    """By sku: correlation id of the last record that moved it, "" where that had none."""
     epochs: Sequence[tuple[int, int, int]]
     """(epoch, seq, how many-th record of the batch) of each epoch's first record."""
 
@@ -132,6 +136,8 @@ class State:
         """Skus whose positions changed, a piece a batch, where ``anomalies`` wants them; it takes them away."""
         self.uncovered: set[str] = set()
         """As in ``Changes``, with ``touched``."""
+        self.correlations: dict[str, str] = {}
+        """Correlation ids of the events that last moved a sku, the latest CORRELATIONS_MAX of those that had one."""
         self._epochs: list[tuple[int, int, int]] = []
 
     # --- Filling, before anybody reads -------------------------------------------------------------------
@@ -220,6 +226,7 @@ class State:
         positions: dict[tuple[str, str], PositionChange] = {}
         changes = Changes()
         fences = Changed(self.fences)
+        correlations: dict[str, str] = {}
         at, epoch = entries[0], self.version.epoch
         epochs: list[tuple[int, int, int]] = []
         try:
@@ -230,7 +237,11 @@ class State:
                 record = at.record()
                 for position in record.positions:
                     positions[position.sku, position.node] = position
-                body = _fold_body(record, changes)
+                if record.correlation_id or correlations or self.correlations:
+                    correlations.update(
+                        (position.sku, record.correlation_id) for position in record.positions
+                    )
+                body = _fold_body(record, changes, correlations)
                 if record.fences or (body is not None and body.fences):
                     self._fold_fences(record, body, fences, changes)
             index = self.policies.nodes.index
@@ -257,6 +268,7 @@ class State:
             updates=self._recomputed(moved, policies, plan, fences.by_sku, opened),
             opened=opened,
             uncovered=changes.uncovered,
+            correlations=correlations,
             epochs=epochs,
         )
 
@@ -276,6 +288,12 @@ class State:
         self.columns.update(prepared.opened)
         for update in prepared.updates:
             update.commit(self.counter, self._settings)
+        for sku, correlation_id in prepared.correlations.items():
+            self.correlations.pop(sku, None)
+            if correlation_id:
+                self.correlations[sku] = correlation_id
+        while len(self.correlations) > CORRELATIONS_MAX:
+            del self.correlations[next(iter(self.correlations))]
         self.version, self.chain = prepared.version, prepared.chain
 
     def counter_at(self, version: Version) -> int | None:
@@ -518,7 +536,7 @@ def _kit_answers(
     return found
 
 
-def _fold_body(record: Record, changes: Changes) -> PolicyBody | None:
+def _fold_body(record: Record, changes: Changes, correlations: dict[str, str]) -> PolicyBody | None:
     """Fold what a record says besides positions and fences; return the body of a policy change.
 
     Holds and orders are not the replica's business.
@@ -533,6 +551,9 @@ def _fold_body(record: Record, changes: Changes) -> PolicyBody | None:
         deltas: DeltasBody = decode_body(record)
         changes.add_nodes(deltas.declared)
         changes.uncovered.update(sku for sku, _ in deltas.oversold)
+        for cause in deltas.causes:
+            if cause.correlation_id:
+                correlations[cause.sku] = cause.correlation_id
     elif record.kind == Kind.FEED:
         feed: FeedBody = decode_body(record)
         changes.add_silence(feed.source, feed.node, feed.stale)

@@ -37,6 +37,8 @@ class Batch:
     version: Version
     crossings: list[tuple[str, int, int]]
     """(sku, ThresholdKind number, sellable) of skus that crossed a threshold: each crossing, or the latest, once."""
+    correlation_ids: list[str]
+    """In the order of changes: of the latest event that moved the sku, "" where it had none; empty: none had one."""
 
 
 class Watcher:
@@ -153,7 +155,15 @@ class Watcher:
             for at in np.flatnonzero((crossed > cursor) & (crossed <= goal)).tolist():
                 number = numbers[at]
                 crossings.append((names[at], int(column.stages[number]), int(packed[at]) >> STATE_BITS))
-        return Batch(changes=list(values), initial=initial, version=self._version, crossings=crossings)
+        known = state.correlations
+        ids = [known.get(name, "") for name in names] if known and not initial else []
+        return Batch(
+            changes=list(values),
+            initial=initial,
+            version=self._version,
+            crossings=crossings,
+            correlation_ids=ids if any(ids) else [],
+        )
 
     def _changed(self, state: State, column: Column) -> Ints:
         if self.skus is None:

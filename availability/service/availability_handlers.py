@@ -161,6 +161,8 @@ class AvailabilityHandlers:
                         for sku, kind, sellable in (batch.crossings if request.thresholds else ())
                     ],
                     as_of=AsOf(version=str(batch.version), age_ms=self._replica.freshness_ms()),
+                    # They name what others did: not for those who may know of their own only.
+                    correlation_ids=batch.correlation_ids if ctx.principal.bounds is None else (),
                 )
         finally:
             watcher.close()

@@ -1047,6 +1047,7 @@ class WatchAvailabilityResponse(_message.Message):
     INITIAL_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
     THRESHOLDS_FIELD_NUMBER: _builtins.int
+    CORRELATION_IDS_FIELD_NUMBER: _builtins.int
     initial: _builtins.bool
     """Output only. True while the values of before the stream's start are sent; the first message without it is the first live one."""
     @_builtins.property
@@ -1061,6 +1062,12 @@ class WatchAvailabilityResponse(_message.Message):
     def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThresholdEvent]:
         """Output only. Crossings among the changes, when asked for."""
 
+    @_builtins.property
+    def correlation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. By the order of changes: correlation id of the latest event that moved the sku's stock, empty where it had none.
+        The whole list is left out where no change has one, and for tokens that are bound to channels, sources or nodes.
+        """
+
     def __init__(
         self,
         *,
@@ -1068,10 +1075,11 @@ class WatchAvailabilityResponse(_message.Message):
         initial: _builtins.bool = ...,
         as_of: _common_pb2.AsOf | None = ...,
         thresholds: _abc.Iterable[Global___ThresholdEvent] | None = ...,
+        correlation_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "changes", b"changes", "initial", b"initial", "thresholds", b"thresholds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "changes", b"changes", "correlation_ids", b"correlation_ids", "initial", b"initial", "thresholds", b"thresholds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

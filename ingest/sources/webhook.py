@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from availability.telemetry import Trace
 from ingest.settings import Webhook
 
 _LOG = structlog.get_logger(__name__)
@@ -193,7 +194,7 @@ def webhook_app(
         if not _allowed(request, settings, secrets[name], bytes(body)):
             return _told(401, "UNAUTHENTICATED", "who are you?")
         try:
-            lines, count = _lines(bytes(body), settings.events_max)
+            lines, count = _lines(bytes(body), settings.events_max, request.headers.get("traceparent", ""))
         except ValueError as error:
             return _told(400, "INVALID_REQUEST", str(error))
         try:
@@ -224,8 +225,12 @@ def _allowed(request: Request, settings: Webhook, secret: bytes, body: bytes) ->
     )
 
 
-def _lines(body: bytes, events_max: int) -> tuple[bytes, int]:
-    """One JSON object, a list of them, or JSON lines: as lines. Raises ValueError for what is none of these."""
+def _lines(body: bytes, events_max: int, traceparent: str = "") -> tuple[bytes, int]:
+    """One JSON object, a list of them, or JSON lines: as lines. Raises ValueError for what is none of these.
+
+    A call's valid ``traceparent`` becomes a member of each event; where an event has one itself, its own stands later
+    and wins.
+    """
     text = body.strip()
     if not text:
         raise ValueError("the body is empty")
@@ -240,8 +245,16 @@ def _lines(body: bytes, events_max: int) -> tuple[bytes, int]:
         raise ValueError(f"{len(events)} events, at most {events_max}")
     if not all(event.lstrip().startswith(b"{") for event in events):
         raise ValueError("an event is a JSON object")
+    if Trace.parse(traceparent) is not None:
+        events = [_traced(event.lstrip(), traceparent.encode()) for event in events]
     # An event may span lines as it came; in the file it is one.
     return b"".join(event.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n" for event in events), len(events)
+
+
+def _traced(event: bytes, traceparent: bytes) -> bytes:
+    rest = event[1:].lstrip()
+    comma = b"" if rest.startswith(b"}") else b","
+    return b'{"traceparent":"' + traceparent + b'"' + comma + rest
 
 
 def _too_large(settings: Webhook) -> Response:
