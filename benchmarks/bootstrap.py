@@ -42,7 +42,7 @@ def load_memory(url: str) -> dict[str, float]:
     replica = Replica(
         ledger, ReplicaSettings(auto_create=True), time.monotonic, random.Random(1), on_progress=note
     )
-    resident, cpu = _resident_bytes(), time.process_time()
+    resident, cpu = resident_bytes(), time.process_time()
     began = time.perf_counter()
     replica.start()
     try:
@@ -60,14 +60,14 @@ def load_memory(url: str) -> dict[str, float]:
             "skus": counts.skus,
             "positions": counts.positions,
             "arrays": counts.array_bytes,
-            "resident": _resident_bytes() - resident,
+            "resident": resident_bytes() - resident,
         }
     finally:
         replica.stop()
         ledger.close()
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     return int(Path(f"/proc/{os.getpid()}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

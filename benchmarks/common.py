@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -48,13 +49,32 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A line of the table; ``met`` None: a figure without a target."""
+    """A line of the table; ``met`` None: a figure without a target. ``raw``: numbers that others reckon with."""
 
     measure: str
     figure: str
     ratio: float | None = None
     target: str = ""
     met: bool | None = None
+    raw: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """A picture of a measure: named lines of points. ``raw`` is kept for the JSON beside it."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    lines: dict[str, list[tuple[float, float]]]
+    log_x: bool = False
+    log_y: bool = False
+    bars: bool = False
+    """Each line is one bar, of its first point."""
+
+
+Found = Row | Plot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +87,26 @@ class Size:
     bootstrap_skus: int = 250_000
     deltas: int = 100_000
     lag_s: float = 15.0
+    open_loop_s: float = 8.0
+    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    positions: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    workers: tuple[int, ...] = (1, 2, 4)
     history: int = 10_000  # reservations of the 1× history; ten times as many for 10×
 
 
 FULL = Size()
 QUICK = Size(
-    blocks=3, block_s=1.0, block_calls=1_500, bootstrap_skus=20_000, deltas=20_000, lag_s=4.0, history=3_000
+    blocks=3,
+    block_s=1.0,
+    block_calls=1_500,
+    bootstrap_skus=20_000,
+    deltas=20_000,
+    lag_s=4.0,
+    open_loop_s=2.0,
+    concurrencies=(1, 8, 64),
+    positions=(10_000, 100_000),
+    workers=(1, 2),
+    history=3_000,
 )
 
 
@@ -292,6 +326,7 @@ class Server:
     redis_pid: int
     pid: int
     token: str = dataclasses.field(default="", repr=False)
+    metrics: str = ""
 
 
 @contextlib.contextmanager
@@ -306,7 +341,7 @@ def service(*, strict: bool = False, workers: int = 1) -> Iterator[Server]:
         environment = {
             **os.environ,
             "AVAIL_AUTH__TOKENS_FILE": str(tokens),
-            "AVAIL_METRICS__LISTEN": "127.0.0.1:0",
+            "AVAIL_METRICS__LISTEN": (metrics := f"127.0.0.1:{free_port()}"),
             "AVAIL_DRAIN__NOTICE_MS": "0",
             "AVAIL_DRAIN__GRACE_MS": "500",
             "AVAIL_LOGGING__LEVEL": "WARNING",
@@ -322,8 +357,21 @@ def service(*, strict: bool = False, workers: int = 1) -> Iterator[Server]:
             redis_pid = redis.info("server")["process_id"]
             redis.close()
             yield Server(
-                grpc=ready["grpc"], redis=ready["redis"], redis_pid=redis_pid, pid=ready["pid"], token=token
+                grpc=ready["grpc"],
+                redis=ready["redis"],
+                redis_pid=redis_pid,
+                pid=ready["pid"],
+                token=token,
+                metrics=metrics,
             )
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody had a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Python client can.
 from __future__ import annotations
 
 import multiprocessing
+import random
 import threading
 import time
 import traceback
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -186,3 +188,124 @@ def spread_loop(
         ]
         results = [future.result() for future in ran]
     return sum(r[0] for r in results), sum(r[1] for r in results), sum(r[2] for r in results)
+
+
+def timed_loop(
+    address: str,
+    calls: Sequence[tuple[str, str, bytes]],
+    token: str,
+    seconds: float,
+    in_flight: int,
+) -> dict[str, list[float]]:
+    """Keep calls (kind, path, request) in flight; return the milliseconds of each kind's answers, and the rate.
+
+    Each request is sent once, in order, so they may hold ids. ``rate``: answers a second after the warm-up; ``shed``:
+    the milliseconds of the calls that were refused as OVERLOADED.
+    """
+    methods = {path: unary(address, path) for path in {path for _, path, _ in calls}}
+    headers = metadata(token)
+    waiting = iter(calls)
+    found: dict[str, list[float]] = {"shed": [], **{kind: [] for kind, _, _ in calls}}
+    errors: list[Exception] = []
+    ended = threading.Event()
+    lock = threading.Lock()
+    state = {"running": in_flight, "ran_out": False}
+    began = time.perf_counter()
+    counted_from, until = began + WARM_UP_S, began + WARM_UP_S + seconds
+
+    def answered(kind: str, sent_at: float, future: Any) -> None:
+        now = time.perf_counter()
+        try:
+            future.result()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                errors.append(error)
+            kind = "shed"
+        if counted_from <= now < until:
+            found[kind].append((now - sent_at) * 1e3)
+        if now < until and not errors and issue():
+            return
+        with lock:
+            state["running"] -= 1
+            if not state["running"]:
+                ended.set()
+
+    def issue() -> bool:
+        with lock:
+            following = next(waiting, None)
+        if following is None:
+            state["ran_out"] = True
+            return False
+        kind, path, request = following
+        future = methods[path].future(request, timeout=TIMEOUT_S, metadata=headers)
+        future.add_done_callback(partial(answered, kind, time.perf_counter()))
+        return True
+
+    for _ in range(in_flight):
+        issue()
+    ended.wait(seconds + TIMEOUT_S)
+    _raise_first(errors)
+    if state["ran_out"]:
+        raise RuntimeError("the prepared requests ran out")
+    found["rate"] = [sum(len(found[kind]) for kind in {kind for kind, _, _ in calls}) / seconds]
+    return found
+
+
+def open_loop(
+    address: str,
+    path: str,
+    token: str,
+    requests: Sequence[bytes],
+    rate: float,
+    seconds: float,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Send at random moments (Poisson) at a mean rate, whatever the answers do.
+
+    ``answered``: milliseconds from the moment at which a call was due, so that a queue in the client or the server is
+    in them; ``shed`` likewise for those refused as OVERLOADED; ``late``: how much later than due calls left.
+    """
+    rng = random.Random(seed)
+    call, headers = unary(address, path), metadata(token)
+    found: dict[str, list[float]] = {"answered": [], "shed": [], "late": []}
+    errors: list[Exception] = []
+    open_calls = threading.Semaphore(0)
+
+    def answered(due: float, counts: bool, future: Any) -> None:
+        took = (time.perf_counter() - due) * 1e3
+        kind = "answered"
+        try:
+            future.result()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                errors.append(error)
+            kind = "shed"
+        if counts:
+            found[kind].append(took)
+        open_calls.release()
+
+    began = time.perf_counter()
+    due, sent = began, 0
+    while due < began + WARM_UP_S + seconds and sent < len(requests) and not errors:
+        wait = due - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        counts = due >= began + WARM_UP_S
+        if counts:
+            found["late"].append(max(0.0, -wait * 1e3))
+        call.future(requests[sent], timeout=TIMEOUT_S, metadata=headers).add_done_callback(
+            partial(answered, due, counts)
+        )
+        sent += 1
+        due += rng.expovariate(rate)
+    for _ in range(sent):
+        open_calls.acquire()
+    _raise_first(errors)
+    if sent == len(requests):
+        raise RuntimeError("the prepared requests ran out")
+    return found
+
+
+def _raise_first(errors: Sequence[Exception]) -> None:
+    if errors:
+        raise RuntimeError(f"{len(errors)} calls failed, the first with {errors[0]}")

@@ -330,13 +330,13 @@ def _row(measure: str, mine: Rates, other: Rates, target: float) -> Row:
 _runs: Iterator[int] = itertools.count()
 
 
-def create_arm(load: Load, server: Server, size: Size) -> Arm:
+def create_arm(load: Load, server: Server, size: Size, *, names: Callable[[int], str] = uniform) -> Arm:
     """Return CreateReservation through gRPC, with fresh requests for each block."""
 
     def requests() -> list[bytes]:
         count = int(12_000 * size.block_s)
         run = f"{secrets.token_hex(4)}{next(_runs)}"
-        return [request.SerializeToString() for request in create_requests(uniform, count, run)]
+        return [request.SerializeToString() for request in create_requests(names, count, run)]
 
     return Arm(load, server, CREATE, size, requests, once=True)
 

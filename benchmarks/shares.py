@@ -50,4 +50,5 @@ def _row(name: str, transport: float, python: float, redis: float) -> Row:
         if part
     )
     say(f"  {name}: {shares}")
-    return Row(measure=f"where a {name}'s time goes", figure=shares)
+    raw = {"transport_us": transport, "python_us": python, "redis_us": redis}
+    return Row(measure=f"where a {name}'s time goes", figure=shares, raw=raw)

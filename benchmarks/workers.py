@@ -1,4 +1,4 @@
-"""One server process and two on one port: reads and reserves through gRPC, over several connections.
+"""Server processes on one port, one, two and four: reads and reserves through gRPC, over several connections.
 
 The client is a process of its own and needs a core too: on a machine of two the rates say little, so the processor
 time of all server processes for one call stands beside them.
@@ -6,9 +6,11 @@ time of all server processes for one call stands beside them.
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.common import IN_FLIGHT, Meter, Row, Server, Size, in_turns, say, short
+from benchmarks.common import IN_FLIGHT, Found, Meter, Plot, Row, Server, Size, in_turns, say, short
 from benchmarks.load import Load, client, spread_loop
 from benchmarks.reads import GET, filled_service, get_requests
 from benchmarks.reserves import CREATE, create_requests, uniform
@@ -59,19 +61,28 @@ class SpreadArm:
         return min(self._cpu_us)
 
 
-def run(size: Size) -> list[Row]:
-    """Measure both methods with one process and with two."""
-    rows = []
-    with filled_service() as one, filled_service(workers=2) as two, client() as load:
+def run(size: Size) -> list[Found]:
+    """Measure both methods with each number of processes; one at a time, for each has a Redis of its own."""
+    rows: list[Found] = []
+    lines: dict[str, list[tuple[float, float]]] = {}
+    with ExitStack() as stack:
+        load = stack.enter_context(client())
+        servers = {count: stack.enter_context(filled_service(workers=count)) for count in size.workers}
         for name, path in (("GetAvailability", GET), ("CreateReservation", CREATE)):
-            arms = {"one": SpreadArm(load, one, path, size), "two": SpreadArm(load, two, path, size)}
+            arms = {str(count): SpreadArm(load, server, path, size) for count, server in servers.items()}
             rates = in_turns(size.blocks, dict(arms))
-            ratio = rates["two"].over(rates["one"])
-            say(
-                f"  {name}: {short(rates['one'].median)}/s and {short(rates['two'].median)}/s, "
-                f"{arms['one'].cpu_us:.0f} and {arms['two'].cpu_us:.0f} µs a call"
-            )
-            figure = f"{short(rates['two'].median)}/s ÷ {short(rates['one'].median)}/s"
-            cost = f"{arms['two'].cpu_us:.0f} and {arms['one'].cpu_us:.0f} µs a call"
-            rows.append(Row(measure=f"{name}, 2 workers ÷ 1", figure=f"{figure}; {cost}", ratio=ratio[0]))
-    return rows
+            one = str(size.workers[0])
+            for count in size.workers:
+                rate, cost = rates[str(count)], arms[str(count)].cpu_us
+                say(f"  {name}, {count} processes: {short(rate.median)}/s, {cost:.0f} µs a call")
+                lines.setdefault(name, []).append((count, rate.median))
+                rows.append(
+                    Row(
+                        measure=f"{name}, server processes: {count}",
+                        figure=f"{short(rate.median)}/s; {cost:.0f} µs a call",
+                        ratio=rate.over(rates[one])[0],
+                        target="× one process",
+                    )
+                )
+    title = f"Server processes on one port ({os.cpu_count()} cores, the client and Redis on the same)"
+    return [*rows, Plot(name="workers", title=title, x="processes", y="calls a second", lines=lines)]

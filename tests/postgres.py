@@ -53,7 +53,7 @@ class Postgres:
         _give_away(self._folder)
         subprocess.run(
             [
-                _binary("initdb"),
+                binary("initdb"),
                 *("-D", str(self._folder / "data"), "-U", "postgres", "-A", "trust"),
                 *("-E", "UTF8", "--locale=C.UTF-8", "--no-sync"),
             ],
@@ -69,7 +69,7 @@ class Postgres:
         options = [part for option in self._options for part in ("-c", option)]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [_binary("postgres"), "-D", str(self._folder / "data"), "-k", str(self._folder), *options],
+                [binary("postgres"), "-D", str(self._folder / "data"), "-k", str(self._folder), *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_drop_privileges,
@@ -201,7 +201,7 @@ def _psycopg(url: str) -> str:
     return url.replace("postgresql://", "postgresql+psycopg://")
 
 
-def _binary(name: str) -> str:
+def binary(name: str) -> str:
     found = shutil.which(name)
     if found is not None:
         return found
