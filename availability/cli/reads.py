@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from availability.cli.errors import usage
+from availability.cli.historian import Config, DataDir
 from availability.cli.options import DEFAULT_TARGET, AsJson, Channel, Target, TlsCa, TokenFile, connect
 from availability.cli.output import console, plain, print_json, table, word
+from availability.cli.past import explain_past
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -65,13 +67,27 @@ def get(
 def explain(
     sku: Annotated[str, typer.Argument(help="Sellable unit code.")],
     channel: Channel,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="TIME|VERSION",
+            help="As it was then, from the history's database: 1-42, 2026-11-21T18:00Z, now.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     target: Target = DEFAULT_TARGET,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
+    data_dir: DataDir = None,
+    config: Config = None,
 ) -> None:
     """Show the whole sum behind an answer, and who is behind each number."""
     from availability.cli.explain import draw
+
+    if at is not None:
+        explain_past(sku, channel, at, as_json=as_json, data_dir=data_dir, config=config)
+        return
 
     with connect(target, token_file, tls_ca) as client:
         answer = client.explain(channel, sku)

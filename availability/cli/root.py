@@ -17,6 +17,7 @@ from availability.cli import (
     ingest,
     ingest_operations,
     order,
+    past,
     policy,
     policy_files,
     reads,
@@ -71,6 +72,7 @@ app.add_typer(token.app, name="token", rich_help_panel="Server")
 app.add_typer(historian.app, name="historian", rich_help_panel="Server")
 app.command("get", rich_help_panel="Reading")(reads.get)
 app.command("explain", rich_help_panel="Reading")(reads.explain)
+app.command("history", rich_help_panel="Reading")(past.history)
 app.command("watch", rich_help_panel="Reading")(reads.watch)
 app.add_typer(exceptions.app, name="exceptions", rich_help_panel="Reading")
 app.add_typer(order.app, name="order", rich_help_panel="Reading")

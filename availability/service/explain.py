@@ -17,6 +17,7 @@ from availability.service.context import CallContext
 from availability.service.freshness import ANSWER_MARGIN_S
 from availability.service.ledger_calls import ledger_failures
 from availability.service.requests import timestamp
+from availability.service.terms_view import terms_message
 from availability.v1 import availability_pb2 as pb
 from availability.v1.common_pb2 import AsOf
 
@@ -57,117 +58,57 @@ class Explainer:
         holds: Sequence[Part],
         orders: Sequence[Part],
     ) -> pb.ExplainAvailabilityResponse:
-        reasons = dict(behind.reasons)
         members = {node.node for node in terms.nodes}
-        return pb.ExplainAvailabilityResponse(
-            sku=sku,
-            channel=channel,
-            terms=pb.AvailabilityTerms(
-                sellable_quantity=terms.sellable,
-                state=pb.AvailabilityState.ValueType(terms.state),
-                pool=terms.pool,
-                buffer=terms.buffer,
-                fenced=terms.fenced,
-                oversell_limit=terms.oversell_limit,
-                blocked=terms.blocked,
-                nodes=[
-                    pb.NodeTerms(
-                        node=node.node,
-                        sourcing_rank=node.sourcing_rank,
-                        on_hand=node.on_hand,
-                        quarantined=node.quarantined,
-                        quarantined_by_reason=reasons.get(node.node, {}),
-                        safety_stock=node.safety_stock,
-                        give=node.give,
-                        reserved=node.reserved,
-                        committed=node.committed,
-                        net=node.net,
-                        free=node.free,
-                        counted=node.counted,
-                        not_counted_reason=node.not_counted_reason,
-                    )
-                    for node in terms.nodes
-                ],
-                holds=[
-                    pb.HoldTerm(reservation_id=who, node=node, quantity=units)
-                    for who, node, units in holds
-                    if node in members
-                ],
-                orders=[
-                    pb.OrderTerm(
-                        order_source=split_order_name(who)[0],
-                        order_ref=split_order_name(who)[1],
-                        node=node,
-                        quantity=units,
-                    )
-                    for who, node, units in orders
-                    if node in members
-                ],
-                policies=[
-                    pb.PolicyTerm(
-                        term=policy.term,
-                        level=policy.level,
-                        value=policy.value,
-                        version=policy.version,
-                        author=policy.author,
-                        reason=policy.reason,
-                        update_time=timestamp(policy.clock_ms) if policy.clock_ms else None,
-                    )
-                    for policy in terms.policies
-                ],
-                streams=[
-                    pb.StreamTerm(
-                        source=source,
-                        stream=stream,
-                        last_sequence=mark,
-                        age_ms=max(0, behind.clock_ms - seen_ms),
-                    )
-                    for source, stream, mark, seen_ms, _, _ in sorted(behind.streams)
-                ],
-                fences=[
-                    pb.FenceTerm(
-                        channel=fence.channel,
-                        left=fence.left,
-                        counted=fence.counted,
-                        generation=fence.generation,
-                    )
-                    for fence in terms.fences
-                ],
-                expected=[
-                    pb.ExpectedTerm(
-                        node=row.node,
-                        kind=row.kind,
-                        reference=row.reference,
-                        line=row.line,
-                        quantity=row.quantity,
-                        due_time=timestamp(row.due_us // 1000) if row.due_us else None,
-                    )
-                    for row in behind.expected
-                    if row.node in members
-                ],
-                feeds=[
-                    pb.FeedTerm(
-                        source=feed.source,
-                        node=feed.node,
-                        age_ms=max(0, behind.clock_ms - feed.heard_ms),
-                        limit_ms=feed.interval_ms + feed.grace_ms,
-                        stale=feed.stale,
-                    )
-                    for feed in behind.feeds
-                    if feed.node in members
-                ],
-                components=[
-                    pb.ComponentTerm(
-                        sku=part.sku,
-                        units=part.units,
-                        sellable_quantity=part.sellable,
-                        state=pb.AvailabilityState.ValueType(part.state),
-                    )
-                    for part in terms.components
-                ],
-            ),
-            as_of=AsOf(version=str(terms.version), age_ms=self._replica.freshness_ms()),
+        message = terms_message(terms, dict(behind.reasons))
+        message.holds.extend(
+            pb.HoldTerm(reservation_id=who, node=node, quantity=units)
+            for who, node, units in holds
+            if node in members
         )
+        message.orders.extend(
+            pb.OrderTerm(
+                order_source=split_order_name(who)[0],
+                order_ref=split_order_name(who)[1],
+                node=node,
+                quantity=units,
+            )
+            for who, node, units in orders
+            if node in members
+        )
+        message.streams.extend(
+            pb.StreamTerm(
+                source=source,
+                stream=stream,
+                last_sequence=mark,
+                age_ms=max(0, behind.clock_ms - seen_ms),
+            )
+            for source, stream, mark, seen_ms, _, _ in sorted(behind.streams)
+        )
+        message.expected.extend(
+            pb.ExpectedTerm(
+                node=row.node,
+                kind=row.kind,
+                reference=row.reference,
+                line=row.line,
+                quantity=row.quantity,
+                due_time=timestamp(row.due_us // 1000) if row.due_us else None,
+            )
+            for row in behind.expected
+            if row.node in members
+        )
+        message.feeds.extend(
+            pb.FeedTerm(
+                source=feed.source,
+                node=feed.node,
+                age_ms=max(0, behind.clock_ms - feed.heard_ms),
+                limit_ms=feed.interval_ms + feed.grace_ms,
+                stale=feed.stale,
+            )
+            for feed in behind.feeds
+            if feed.node in members
+        )
+        as_of = AsOf(version=str(terms.version), age_ms=self._replica.freshness_ms())
+        return pb.ExplainAvailabilityResponse(sku=sku, channel=channel, terms=message, as_of=as_of)
 
 
 def _holds(behind: Behind) -> list[Part]:
