@@ -101,11 +101,13 @@ def page(shop: Shop, costs: Costs, machine: dict[str, Any]) -> str:
 
 Reckoned by `python -m benchmarks.capacity --write` from the unit costs in `results.json` (commit {machine["commit"]},
 {machine["cores"]} cores, {machine["cpu"]}, a fixed loop at {machine["slowdown_before"]:.2f} × its best):
-processor time, not rates, so that it holds where clients and servers do not share two cores. Its options take your own numbers.
+processor time, not rates, so that it holds where clients and servers do not share two cores. Its options
+take your own numbers.
 
 **The shop**: {shop.orders_per_hour:,} orders an hour, in the busiest minute {PEAK:g} × the mean =
 {peak:,.0f} orders a second; {shop.positions:,} positions at {shop.nodes} nodes; an order brings
-{shop.reads_per_order:g} reads, {writes:g} writes and {shop.deltas_per_order:g} deltas. A core may be {BUSY_MAX:.0%} busy.
+{shop.reads_per_order:g} reads, {writes:g} writes and {shop.deltas_per_order:g} deltas.
+A core may be {BUSY_MAX:.0%} busy.
 
 | what | a second | server µs | Redis µs | server cores | Redis cores |
 |---|---|---|---|---|---|
@@ -113,13 +115,14 @@ processor time, not rates, so that it holds where clients and servers do not sha
 | **all** | | | | **{server:.2f}** | **{redis:.2f}** |
 
 - **Server processes**: {server:.2f} cores of work ÷ {BUSY_MAX:g} = **{processes}** processes of one core, and
-  one more to lose. Each also follows the whole log, up to {replica:.2f} of a core: more processes do not make that part less.
+  one more to lose. Each also follows the whole log, up to {replica:.2f} of a core: more processes do
+  not make that part less.
 - **Redis**: one core is {redis:.0%} busy, {"within" if redis <= BUSY_MAX else "above"} the {BUSY_MAX:.0%}. One core
   carries {redis_rate:,.0f} orders a second ({redis_rate * 3600 / PEAK:,.0f} an hour with this peak); there it ends, and
   shards begin.
 - **Memory**: {millions:g} M positions × {costs.server_mb:.0f} MB = **{millions * costs.server_mb / 1000:.1f} GB** a
-  server process, and × {costs.redis_mb:.0f} MB = **{millions * costs.redis_mb / 1000:.1f} GB** in Redis; twice that while
-  Redis rewrites its AOF under writes.
+  server process, and × {costs.redis_mb:.0f} MB = **{millions * costs.redis_mb / 1000:.1f} GB** in Redis;
+  twice that while Redis rewrites its AOF under writes.
 - **{shop.nodes} nodes**: a grant reads only the nodes of its channel, in one command; what a sku has at other nodes
   costs memory, not time.
 
