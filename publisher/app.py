@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -35,6 +36,11 @@ _LOG = structlog.get_logger(__name__)
 
 STOP_S = 75.0
 """What is under way when we are stopped is waited for, a shop's longest time-out and some."""
+
+
+def now() -> float:
+    """Return the time, seconds since 1970."""
+    return time.time()
 
 
 def storefront_of(settings: ShopSettings, environment: Mapping[str, str]) -> Storefront:
@@ -106,6 +112,7 @@ class PublisherDesk:
         Raises SettingsRefused for keys that are not there.
         """
         assert self.client is not None
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every call
         environment = os.environ if environment is None else environment
         metrics = PublishMetrics()
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"

@@ -20,6 +20,7 @@ from availability.cli import (
     past,
     policy,
     policy_files,
+    publish,
     reads,
     server,
     token,
@@ -86,6 +87,7 @@ policy.app.command("import")(policy_files.import_file)
 app.add_typer(policy.app, name="policy", rich_help_panel="Stock and policy")
 ingest.app.add_typer(ingest_operations.app)
 app.add_typer(ingest.app, name="ingest", rich_help_panel="Stock and policy")
+app.add_typer(publish.app, name="publish", rich_help_panel="Stock and policy")
 
 
 def run(args: Sequence[str] | None = None) -> int:
