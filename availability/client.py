@@ -161,6 +161,18 @@ class Client:
                     raise
                 raise ClientError("CANCELLED", "CANCELLED", "the client is closed") from None
 
+    def pages(
+        self, method: Callable[..., Iterable[R_co]], request: Message, *, timeout_s: float
+    ) -> Iterator[R_co]:
+        """Yield what a method answers in pages: ``client.pages(client.stock.ReadPositions, request)``.
+
+        Nothing is sent again: the caller knows whether it can begin anew. Raises ClientError.
+        """
+        try:
+            yield from method(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self.read_error(error)[0] from None
+
     def backoff_s(self, attempt: int) -> float:
         """Return a jittered wait before the next attempt (full jitter above half of an exponential step)."""
         step = min(self.retry.backoff_max_s, self.retry.backoff_s * 2.0 ** min(attempt - 1, 30))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy.engine import Connection
 
-from availability.history import order_tables, shop_tables
+from availability.history import order_tables, reconcile_tables, shop_tables
 from availability.history.tables import VERSION_TABLE, metadata
 
-assert (
-    order_tables.metadata is shop_tables.metadata is metadata
-)  # imported: all tables of all parts are in it
+for part in (order_tables, shop_tables, reconcile_tables):  # imported: all tables of all parts are in it
+    assert part.metadata is metadata
 
 connection = context.config.attributes["connection"]
 assert isinstance(connection, Connection)
