@@ -261,16 +261,17 @@ def test_another_nodes_rows_are_refused() -> None:
 def test_the_file_itself() -> None:
     """What no person can approve: half written, last week's, older than the last, doubled; fewer rows can be true."""
     guard = Guard.model_validate({})
-    base = {"rows": 1_000, "refused": 0}
+    base: dict[str, Any] = {"rows": 1_000, "refused": 0}
     now = 100 * DAY
-    for more, code, severity in (
+    cases: tuple[tuple[dict[str, Any], str, Severity], ...] = (
         ({"rows_said": 2_000}, "HALF_WRITTEN", Severity.REFUSED),
         ({"point_at": now - 7 * DAY}, "TOO_OLD", Severity.REFUSED),
         ({"newer_run": "r9"}, "OLDER", Severity.REFUSED),
         ({"rows": 0}, "EMPTY", Severity.REFUSED),
         ({"previous_rows": 2_000}, "FEWER_ROWS", Severity.HELD),
         ({"refused": 500, "first_reason": "x"}, "UNREADABLE", Severity.HELD),
-    ):
+    )
+    for more, code, severity in cases:
         found = judge_file(File(**{**base, **more}), guard, now)
         assert [(one.code, one.severity) for one in found] == [(code, severity)]
         assert verdict(found) is severity

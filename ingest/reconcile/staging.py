@@ -49,8 +49,8 @@ class RefusedRow:
 
 @dataclass(slots=True, kw_only=True)
 class Staged:
-    """What a file became. ``path`` holds the ``good`` rows, in the columns of ``columns`` and perhaps more; ``examples``
-    are the first refused ones."""
+    """What a file became. ``path`` holds the ``good`` rows, in the columns that ``columns`` names and perhaps more;
+    ``examples`` are the first refused ones."""
 
     path: Path
     rows: int = 0
