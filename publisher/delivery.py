@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -35,6 +35,7 @@ from publisher.storefront import (
     StockWrite,
     Storefront,
 )
+from publisher.traces import Traces
 
 _LOG = structlog.get_logger(__name__)
 
@@ -77,6 +78,7 @@ class Shop:
     rows: ListingRows
     records: Records
     metrics: PublishMetrics
+    traces: Traces = field(default_factory=Traces)
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
@@ -302,7 +304,9 @@ class Delivery:
     async def _call(self, call: Sequence[tuple[Taken, StockWrite]], *, full: bool) -> None:
         shop, begun = self._shop, self._shop.monotonic()
         try:
-            results = await shop.storefront.write_stock([write for _, write in call])
+            with shop.traces.writing([taken.sku for taken, _ in call]) as correlation_ids:
+                _LOG.debug("writing", channel=shop.channel, items=len(call), correlation_ids=correlation_ids)
+                results = await shop.storefront.write_stock([write for _, write in call])
         except ShopFailure as failure:
             self._requested(failure, shop.monotonic() - begun)
             await self._failed([taken for taken, _ in call], failure, sent=True)

@@ -108,6 +108,8 @@ class Feed:
         self._call: grpc.Call | None = None
         self.skus: set[str] = set()
         self.lost_at: float | None = shop.now()
+        self.heard_version = ""
+        """Up to here everything is noted and on its way."""
         self.complete = asyncio.Event()
         """Everything of before the start has been heard."""
 
@@ -245,7 +247,9 @@ class Feed:
             )
             for one in message.changes
         ]
+        self._shop.traces.heard([one.sku for one in changes], message.correlation_ids)
         await self._keep(changes, version)
+        self.heard_version = message.as_of.version
         if version or not message.initial:
             self.complete.set()
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from publisher import traces
 from publisher.settings import Credentials, SettingsRefused, ShopSettings
 from publisher.storefront import (
     Category,
@@ -109,6 +110,7 @@ class JsonWebhook:
         except SettingsRefused as error:
             raise ShopFailure(FailureKind.AUTHENTICATION, str(error)) from error
         headers = {
+            **traces.headers(),
             "content-type": "application/json",
             "x-signature-sha256": hmac.new(secret.encode(), body, hashlib.sha256).hexdigest(),
         }

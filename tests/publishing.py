@@ -53,6 +53,7 @@ class FakeLedger:
     values: dict[str, tuple[int, bool, int]] = field(default_factory=dict)
     version: int = 0
     limit: Limits = field(default_factory=Limits)
+    correlation_ids: dict[str, str] = field(default_factory=dict)
     watched: list[str] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -97,6 +98,8 @@ class FakeLedger:
             for sku, (quantity, blocked, _) in found.items():
                 state = av.AVAILABILITY_STATE_BLOCKED if blocked else av.AVAILABILITY_STATE_IN_STOCK
                 message.changes.add(sku=sku, channel=channel, sellable_quantity=quantity, state=state)
+            if self.correlation_ids:
+                message.correlation_ids.extend(self.correlation_ids.get(sku, "") for sku in found)
             initial = False
             yield message
 
@@ -151,6 +154,8 @@ class Running:
         """Say whether the shop has acknowledged what the ledger said."""
         parts = self.publisher.parts
         if parts is None or not parts.feed.complete.is_set() or len(parts.shop.coalescer):
+            return False
+        if parts.feed.heard_version != f"1-{self.ledger.version}":  # noted, and not on its way yet
             return False
         row = parts.shop.state.shop()
         return row is not None and row.resume_version == f"1-{self.ledger.version}"

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import re
 from pathlib import Path
 
 import grpc
+import httpx2
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from availability.client import Client
+from availability.history.database import open_database
 from availability.replica import state
 from availability.telemetry import Trace
 from availability.v1 import common_pb2, reservation_pb2, reservation_pb2_grpc, stock_pb2
 from ingest.mapping import Mapper
 from ingest.settings import read_source
+from publisher.testing.server import serve
+from publisher.woocommerce.client import WooClient
+from publisher.woocommerce.stock import WooStock
 from tests.conftest import Names, Server
+from tests.publishing import KEYS, FakeLedger, double_shop, publishing, shop_settings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -83,10 +91,10 @@ def test_ids_are_remembered_for_so_many_skus(monkeypatch: pytest.MonkeyPatch) ->
     """Beyond the limit the oldest are forgotten: memory is bounded whatever callers send."""
     from availability.replica.replica import Replica
     from availability.replica.settings import ReplicaSettings
-    from tests.fakes_ledger import FakeLedger
+    from tests.fakes_ledger import FakeLedger as FakeRedisLedger
 
     monkeypatch.setattr(state, "CORRELATIONS_MAX", 3)
-    ledger = FakeLedger()
+    ledger = FakeRedisLedger()
     replica = Replica(ledger, ReplicaSettings(auto_create=True, block_ms=0), lambda: 0.0, random.Random(1))
     while not replica.ready:
         replica.step()
@@ -118,9 +126,52 @@ def test_a_mapping_takes_the_trace_of_an_event(tmp_path: Path) -> None:
         assert delta.correlation_id == expected
 
 
-def test_the_write_carries_the_trace_on() -> None:
-    """Whoever writes to a storefront makes a traceparent of the id: the same trace, a span of its own."""
+class Recording(httpx2.AsyncBaseTransport):
+    """The network, with the traceparent of each write noted by the numbers that it carries."""
+
+    def __init__(self) -> None:
+        self._inner = httpx2.AsyncHTTPTransport()
+        self.writes: list[tuple[list[int], str]] = []
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method != "GET":
+            numbers = [int(found) for found in re.findall(rb'"stock_quantity":(\d+)', await request.aread())]
+            self.writes.append((numbers, request.headers.get("traceparent", "")))
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def test_the_write_to_a_shop_carries_the_trace_on(tmp_path: Path) -> None:
+    """The call has the trace of the event behind it, with a span of its own; without an event it has none."""
+    network = Recording()
+
+    async def scenario() -> None:
+        engine = open_database("", tmp_path)
+        ledger = FakeLedger()
+        with serve(double_shop(tea=10, cup=10), tls=False) as double:
+            storefront = WooStock(WooClient(shop_settings(double.url), lambda: KEYS, transport=network))
+            ledger.tell({"tea": 10, "cup": 10})
+            async with publishing(engine, ledger, double, storefront=storefront) as running:
+                await running.quiet()
+                ledger.correlation_ids = {"tea": TRACE_ID}
+                ledger.tell({"tea": 7})
+                await running.quiet()
+                ledger.correlation_ids = {}
+                ledger.tell({"tea": 6})
+                await running.quiet()
+                ledger.correlation_ids = {"cup": "order 1001"}
+                ledger.tell({"cup": 5})
+                await running.quiet()
+        engine.dispose()
+
+    asyncio.run(scenario())
+    found = {numbers[0]: Trace.parse(told) for numbers, told in network.writes if numbers}
     sent = Trace.parse(TRACEPARENT)
     assert sent is not None
-    written = Trace.of_correlation(TRACE_ID, "b7ad6b7169203331")
-    assert (written.trace_id, written.span_id != sent.span_id) == (sent.trace_id, True)
+    assert found[7] is not None
+    assert (found[7].trace_id, found[7].span_id != sent.span_id) == (TRACE_ID, True)
+    assert found[6] is None
+    assert found[5] is not None
+    assert found[5].trace_id == Trace.of_correlation("order 1001", sent.span_id).trace_id

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from publisher import traces
 from publisher.settings import Credentials, SettingsRefused, ShopSettings
 from publisher.storefront import FailureKind, ShopFailure
 from publisher.woocommerce.answers import Answer, read_answer
@@ -78,6 +79,7 @@ class WooClient:
         except SettingsRefused as error:
             raise ShopFailure(FailureKind.AUTHENTICATION, str(error)) from error
         headers = {
+            **traces.headers(),
             "accept": "application/json",
             "user-agent": USER_AGENT,
             "authorization": authorization(
