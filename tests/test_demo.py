@@ -6,6 +6,7 @@ import importlib.util
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from availability.client import Client
 from availability.demo.books import Books, Buffer, Channel, Line, OrderLine
 from availability.demo.journal import CHANGED, ENDED, REFUSED, Journal
 from availability.demo.run import play
+from availability.demo.shop import DemoShop, Shown
+from publisher.testing.clock import MovableClock
+from publisher.testing.server import Storefront
+from publisher.testing.shop import Shop
 from tests.fake_service import FakeService, serving
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -152,6 +157,33 @@ def test_a_right_service_passes(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 0 and the promised last line."""
     code, out = played(FakeService(), capsys)
     assert (code, out.splitlines()[-1]) == (0, "oversold 0, differences 0")
+
+
+class WrongShop(DemoShop):
+    """A shop that shows one unit more than there is, and nothing makes it change its mind."""
+
+    def settled(self, client: Client, skus: Sequence[str]) -> list[Shown]:
+        """See DemoShop."""
+        units = client.batch_get("web", skus).sellable_quantities
+        return [
+            Shown(sku=sku, ledger=count, shop=count + (sku == "LAMP"))
+            for sku, count in zip(skus, units, strict=True)
+        ]
+
+
+def test_a_shop_that_shows_another_number_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A number of the shop that is not the ledger's is a difference, named, and counts into the exit code."""
+    log = tmp_path / "publisher.log"
+    log.write_text("the publisher's last words\n")
+    shop = WrongShop(front=Storefront(shop=Shop(clock=MovableClock())), log=log)
+    shown = io.StringIO()
+    with serving(FakeService()) as target, Client(target) as client:
+        code = play(client, Console(file=shown), seconds=2.0, seed=1, shop=shop)
+    out = capsys.readouterr().out
+    assert (code, out.splitlines()[-1]) == (1, "oversold 0, differences 1")
+    assert "of LAMP, the ledger sells" in out
+    assert "last words" in out
+    assert "LAMP" in shown.getvalue()
 
 
 def test_a_service_that_oversells_fails(capsys: pytest.CaptureFixture[str]) -> None:

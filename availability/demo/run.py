@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from availability.client import Client, Retry
 from availability.demo.audit import Audit, audit
@@ -24,6 +25,7 @@ from availability.demo.catalogue import CHANNELS, FENCE_SKU, FLASH, ITEMS, KIT, 
 from availability.demo.gate import gate
 from availability.demo.journal import Journal
 from availability.demo.people import SHOPPERS, await_expiries, flash_sale, shopper
+from availability.demo.shop import CHANNEL, DemoShop, Shown, demo_shop
 from availability.demo.story import Story
 from availability.demo.systems import erp, operator, set_up, wms
 from availability.demo.view import show_live, show_plain
@@ -51,15 +53,16 @@ def run(*, seconds: float, seed: int, keep: bool) -> int:
         _data_dir() as data_dir,
         _server(data_dir) as target,
         Client(target, timeout_s=CALL_TIMEOUT_S, retry=PATIENCE) as client,
+        demo_shop(data_dir, target) as shop,
     ):
-        verdict = play(client, console, seconds=seconds, seed=seed)
+        verdict = play(client, console, seconds=seconds, seed=seed, shop=shop)
         if keep:
             _keep(console, target)
     return verdict
 
 
-def play(client: Client, console: Console, *, seconds: float, seed: int) -> int:
-    """Play the story against a running service and audit it; return the exit code."""
+def play(client: Client, console: Console, *, seconds: float, seed: int, shop: DemoShop | None = None) -> int:
+    """Play the story against a running service and audit it, and the shop; return the exit code."""
     story = Story(client, Journal(), seed, seconds)
     set_up(story)
 
@@ -72,7 +75,9 @@ def play(client: Client, console: Console, *, seconds: float, seed: int) -> int:
     else:
         show_plain(story, show)
     found = audit(client, story.journal, SKUS)
-    return _report(story.journal, found)
+    shown = None if shop is None else shop.settled(client, SKUS)
+    _report_shop(console, shop, shown)
+    return _report(story.journal, found, [] if shown is None else [one for one in shown if not one.same])
 
 
 def _perform(story: Story) -> None:
@@ -89,7 +94,25 @@ def _perform(story: Story) -> None:
             actor.join(timeout=60.0)
 
 
-def _report(journal: Journal, found: Audit) -> int:
+def _report_shop(console: Console, shop: DemoShop | None, shown: list[Shown] | None) -> None:
+    """Show the shop's numbers beside the ledger's."""
+    if shop is None or shown is None:
+        print("\nno shop was published to: pip install 'availability[publisher]' brings one")
+        return
+    table = Table(
+        "sku", "ledger", "shop", title=f"\nthe shop's numbers ({CHANNEL}), after {shop.written()} writes"
+    )
+    for one in shown:
+        style = "default" if one.same else "bold red"
+        table.add_row(one.sku, str(one.ledger), str(one.shop), style=style)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
+    if not all(one.same for one in shown):
+        print(shop.last_words())
+
+
+def _report(journal: Journal, found: Audit, wrongly_shown: Sequence[Shown]) -> int:
     counts = journal.counts
     answers = counts["reserved"] + counts["refused"]
     print(
@@ -103,15 +126,18 @@ recomputed: {found.compared} numbers ({len(SKUS)} skus × {len(CHANNELS)} channe
 and {answers} checkout answers, each at its own version"""
     )
     wrong = [*journal.failures, *found.broken_promises, *found.differences]
+    wrong += [
+        f"the shop shows {one.shop} of {one.sku}, the ledger sells {one.ledger}" for one in wrongly_shown
+    ]
     for line in wrong[:LISTED_MAX]:
         print(f"  {line}")
     if len(wrong) > LISTED_MAX:
         print(f"  … and {len(wrong) - LISTED_MAX} more")
-    differences = len(found.differences) + len(found.broken_promises)
+    differences = len(found.differences) + len(found.broken_promises) + len(wrongly_shown)
     if journal.failures:
         print(f"{len(journal.failures)} things failed on the way")
     print(f"oversold {found.oversold}, differences {differences}", flush=True)
-    return 0 if found.clean and not journal.failures else 1
+    return 0 if found.clean and not journal.failures and not wrongly_shown else 1
 
 
 def _keep(console: Console, target: str) -> None:
