@@ -20,6 +20,7 @@ from availability.ledger.embedded import find_server
 from availability.ledger.preflight import inspect
 from availability.service.health import LIVENESS, OVERALL, service_checks
 from ingest.settings import read_source
+from publisher.settings import read_shops
 from tests.deploy_files import (
     DEPLOY,
     OURS,
@@ -42,7 +43,7 @@ GRPC_PORT = int(DEFAULT_TARGET.rpartition(":")[2])
 METRICS_PORT = 9464
 ELSEWHERE = {22, 53, 443, 5432}
 """Ports of what is not ours: SSH, DNS, HTTPS, PostgreSQL."""
-COMING = frozenset({"publish", "reconcile"})
+COMING = (["reconcile"], ["publish", "verify"])
 """Commands that runbooks name and whose parts are not in the command line yet."""
 EXPOSURE_MAX = 20
 """Of systemd-analyze security, in tenths: 2.0 of 10."""
@@ -140,13 +141,18 @@ def redis_conf(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
 class Redis:
     """A Redis of a settings file, on a port of its own, with what a test must change of it."""
 
     def __init__(self, folder: Path, name: str, *more: str) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port: int = found.getsockname()[1]
+        self.port = free_port()
         data = folder / f"data-{self.port}"
         data.mkdir()
         # A unix socket's path has 108 bytes at most, and pytest's folders are long.
@@ -220,7 +226,7 @@ def test_redis_takes_ha_with_a_replica_and_a_sentinel(start: Any, redis_conf: Pa
 
 def test_redis_takes_the_cluster_file(start: Any) -> None:
     """Redis starts as a node of a cluster."""
-    start("valkey-cluster.conf").wait("Ready to accept connections")
+    start("valkey-cluster.conf", "--cluster-port", str(free_port())).wait("Ready to accept connections")
 
 
 def test_every_redis_setting_has_a_reason() -> None:
@@ -243,10 +249,9 @@ def test_every_command_exists() -> None:
     """Commands, options and arguments of images, units, manifests, runbooks and README are the code's."""
     found = list(our_commands())
     started = {" ".join(word for word in words[:2] if not word.startswith("-")) for _, words in found}
-    assert {"serve", "ingest run"} <= started
-    problems = {
-        f"{where}: {' '.join(words)}": problem_of(words) for where, words in found if words[0] not in COMING
-    }
+    assert {"serve", "ingest run", "publish run", "historian run"} <= started
+    built = [(where, words) for where, words in found if not any(words[: len(one)] == one for one in COMING)]
+    problems = {f"{where}: {' '.join(words)}": problem_of(words) for where, words in built}
     assert {where: problem for where, problem in problems.items() if problem} == {}
 
 
@@ -371,6 +376,17 @@ def test_the_example_source_is_one() -> None:
     assert source.source == "wms"
 
 
+def test_the_example_shop_is_one() -> None:
+    """What compose and Kubernetes mount is read by the publisher; its keys are where they are mounted."""
+    shop = read_shops(DEPLOY / "shops" / "shops.toml")["web"]
+    places = {str(place.file) for place in (shop.key, shop.secret) if place is not None}
+    mounted = [one for one in compose()["services"]["publisher"]["secrets"] if isinstance(one, dict)]
+    assert places == {one["target"] for one in mounted}
+    (container,) = [one for _, one in containers() if one["name"] == "publisher"]
+    (keys,) = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "keys"]
+    assert {place.rpartition("/")[0] for place in places} == {keys}
+
+
 # --- Promises ---------------------------------------------------------------------------------------------
 
 
@@ -412,7 +428,11 @@ def test_secrets_are_references() -> None:
             assert not re.search(r"\w+://[^\s/:@]*:(?!PASSWORD@)[^\s/@*$\"']+@", path.read_text("utf-8")), (
                 path.name
             )
-    used = {name for service in compose()["services"].values() for name in service.get("secrets", ())}
+    used = {
+        one["source"] if isinstance(one, dict) else one
+        for service in compose()["services"].values()
+        for one in service.get("secrets", ())
+    }
     assert used == set(compose()["secrets"])
     ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
     assert "deploy/secrets/" in ignored

@@ -119,6 +119,9 @@ def test_every_alert_says_who_acts_and_where_to_read() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert rule["labels"]["owner"] in OWNERS
         assert rule["annotations"]["summary"].endswith(".")
+        filled = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+        have = {label for name in series_of(rule["expr"]) for label in labels_of().get(name, ())}
+        assert filled <= have | {"instance"}, rule["alert"]
         assert rule["annotations"]["runbook_url"] == f"{{{{ $externalLabels.runbooks }}}}/{rule['alert']}.md"
 
 

@@ -46,18 +46,25 @@ LogLevel = Annotated[
 ]
 
 
-@contextmanager
-def observed(metrics: str, registry: CollectorRegistry, log_format: str, log_level: str) -> Iterator[None]:
-    """Set logs up and serve a registry meanwhile. A wrong value ends the command with one line."""
-    from availability.telemetry import setup_logging, start_metrics_listener
+def set_up_logs(log_format: str, log_level: str) -> None:
+    """Send logs to stderr. A wrong value ends the command with one line."""
+    from availability.telemetry import setup_logging
 
     if log_format not in ("", "json", "text"):
         raise usage(f"{log_format!r} is no format of logs: json or text")
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise usage(f"{log_level!r} is no level of logs: DEBUG, INFO, WARNING or ERROR")
+    setup_logging(log_level, log_format or ("text" if sys.stderr.isatty() else "json"))
+
+
+@contextmanager
+def observed(metrics: str, registry: CollectorRegistry, log_format: str, log_level: str) -> Iterator[None]:
+    """Set logs up and serve a registry meanwhile. A wrong value ends the command with one line."""
+    from availability.telemetry import start_metrics_listener
+
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    setup_logging(log_level, log_format or ("text" if sys.stderr.isatty() else "json"))
+    set_up_logs(log_format, log_level)
     try:
         stop = start_metrics_listener(metrics, registry)
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from availability.cli.errors import EXIT_REFUSED, CommandError, usage
+from availability.cli.observe import LogFormat, LogLevel, MetricsListen, set_up_logs
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
 from availability.cli.output import console, print_json, table
 
@@ -65,9 +66,9 @@ def run(
     channel: Annotated[
         list[str] | None, typer.Option("--channel", "-c", help="Only these shops; else all of the file.")
     ] = None,
-    metrics: Annotated[
-        str, typer.Option("--metrics", metavar="HOST:PORT", help="Serve /metrics there.")
-    ] = "",
+    metrics: MetricsListen = "",
+    log_format: LogFormat = "",
+    log_level: LogLevel = "INFO",
     config: Config = None,
     data_dir: DataDir = None,
     target: Target = DEFAULT_TARGET,
@@ -75,9 +76,7 @@ def run(
     tls_ca: TlsCa = None,
 ) -> None:
     """Publish until stopped. Of several processes on one shop one works, and the others stand by."""
-    from availability.telemetry import setup_logging
-
-    setup_logging("info")
+    set_up_logs(log_format, log_level)
 
     def stopped(stop: Callable[[], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
