@@ -148,7 +148,7 @@ order_recipes = sa.Table(
 """By which recipe a kit of an order was first exploded: later words about it mean the same parts."""
 
 
-def upsert(connection: Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+def upsert(connection: Connection | Engine, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
     """Return an INSERT that knows ON CONFLICT, in the database's own dialect."""
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)

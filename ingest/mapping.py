@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from availability.domain.limits import QUANTITY_MAX
@@ -203,6 +204,7 @@ class _Template:
 
     movement: Movement | None
     delta: bytes | None
+    stream: str = ""
     without_quantity: bool = False
 
 
@@ -243,9 +245,10 @@ class Mapper:
         self._key: Callable[[Sequence[Value]], object] = itemgetter(*shared) if shared else lambda _: ()
         self._shared = shared
         self._templates: dict[object, _Template] = {}
-        self._times = [
-            (name, self._places[name]) for name in ("occurred_time", "due_time") if name in self._places
-        ]
+        self._occurred_place, self._due_place = (
+            self._places.get("occurred_time"),
+            self._places.get("due_time"),
+        )
         self._times_seen: dict[Value, tuple[int, int]] = {}
         self._sequence_place = self._places.get("source_sequence")
         self._event_place = self._places.get("event_id")
@@ -254,6 +257,10 @@ class Mapper:
         self._has_quantity = "quantity" in self._places or "quantity" in self._constants
         self._has_unit = "unit" in self._places or "unit" in self._constants
         self._shipped = "shipped_quantity" in self._places
+        self.of_orders = "order_ref" in self._places or "order_ref" in self._constants
+        self.named_by_place = not {"source_sequence", "event_id"} & self._places.keys()
+        # Of the delta made last, so that nobody has to read them from it again: each reading makes an object.
+        self.stream, self.number, self.occurred_s = "", 0, 0.0
 
     def delta(self, row: Row, event_id: str) -> pb.Delta | None:
         """Translate a row; ``event_id`` names it where the source does not. None: ignored by its movement code.
@@ -269,7 +276,19 @@ class Mapper:
         if template.delta is None:
             return None
         delta = _from_bytes(template.delta)
-        self._name(delta, values, event_id)
+        place = self._sequence_place
+        if place is None:
+            self.number = 0
+            self._name(delta, values, event_id)
+        else:
+            number = values[place]
+            if type(number) is not int:
+                number = self._sequence(values)
+            try:
+                delta.source_sequence = self.number = number
+            except ValueError as error:
+                raise RowRefused(Category.VALIDATION, "SEQUENCE", f"{number!r} is no sequence") from error
+        self.stream, self.occurred_s = template.stream, 0.0
         place = self._sku_place
         value = values[place] if place is not None else None
         sku = value.strip() if isinstance(value, str) else self._text(values, "sku")
@@ -295,17 +314,28 @@ class Mapper:
             trace = Trace.parse(delta.correlation_id)  # a column may hold the event's traceparent
             if trace is not None:
                 delta.correlation_id = trace.trace_id
-        for name, place in self._times:
+        place = self._occurred_place
+        if place is not None:
             value = values[place]
-            if type(value) is not str and isinstance(value, (list, dict)):
-                value = str(value)
             if value is not None and value != "":
-                seconds, nanos = self._times_seen.get(value) or self._moment(value, name)
-                moment = getattr(delta, name)
-                moment.seconds = seconds
-                if nanos:
-                    moment.nanos = nanos
+                self.occurred_s = self._set_moment(delta.occurred_time, value, "occurred_time")
+        place = self._due_place
+        if place is not None:
+            value = values[place]
+            if value is not None and value != "":
+                self._set_moment(delta.due_time, value, "due_time")
         return delta
+
+    def _set_moment(self, field: Timestamp, value: Value, name: str) -> float:
+        """Set a time as the row says it; return it in seconds since 1970."""
+        if type(value) is not str and isinstance(value, (list, dict)):
+            value = str(value)
+        seconds, nanos = self._times_seen.get(value) or self._moment(value, name)
+        field.seconds = seconds
+        if nanos:
+            field.nanos = nanos
+            return seconds + nanos / 1e9
+        return float(seconds)
 
     def _template(self, values: Sequence[Value]) -> _Template:
         """Make what a delta has of the shared fields, and remember it."""
@@ -333,7 +363,12 @@ class Mapper:
         if not delta.author:
             delta.author = self.mark
         without = kind in (pb.DELTA_TYPE_ORDER_CANCELLED, pb.DELTA_TYPE_LINK_ORDER)
-        made = _Template(movement=movement, delta=delta.SerializeToString(), without_quantity=without)
+        made = _Template(
+            movement=movement,
+            delta=delta.SerializeToString(),
+            stream=delta.stream,
+            without_quantity=without,
+        )
         return self._remember(values, made)
 
     def _remember(self, values: Sequence[Value], made: _Template) -> _Template:
@@ -377,19 +412,16 @@ class Mapper:
             raise RowRefused(Category.MAPPING, "MOVEMENT_CODE", f"the movement code {code!r} is not mapped")
         return None, self._types[code]
 
+    def _sequence(self, values: Sequence[Value]) -> int:
+        sequence = self._text(values, "source_sequence")
+        if not sequence:
+            raise RowRefused(Category.VALIDATION, "SEQUENCE", "the row has no sequence")
+        try:
+            return int(sequence)
+        except ValueError as error:
+            raise RowRefused(Category.VALIDATION, "SEQUENCE", f"{sequence!r} is no sequence") from error
+
     def _name(self, delta: pb.Delta, values: Sequence[Value], event_id: str) -> None:
-        place = self._sequence_place
-        if place is not None:
-            sequence = values[place]
-            if type(sequence) is not int:
-                sequence = self._text(values, "source_sequence")
-                if not sequence:
-                    raise RowRefused(Category.VALIDATION, "SEQUENCE", "the row has no sequence")
-            try:
-                delta.source_sequence = int(sequence)
-            except ValueError as error:
-                raise RowRefused(Category.VALIDATION, "SEQUENCE", f"{sequence!r} is no sequence") from error
-            return
         if self._event_place is not None:
             event_id = self._text(values, "event_id")
             if not event_id:
@@ -461,7 +493,15 @@ class Mapper:
 
     def _moment(self, value: Value, name: str) -> tuple[int, int]:
         """Return seconds since 1970 and nanoseconds, and remember them."""
-        moment = value if isinstance(value, datetime) else self._parsed(str(value).strip(), name)
+        if type(value) is str and not self._formats:
+            try:
+                moment = datetime.fromisoformat(value)
+            except ValueError:
+                moment = self._parsed(value.strip(), name)
+        elif isinstance(value, datetime):
+            moment = value
+        else:
+            moment = self._parsed(str(value).strip(), name)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=self._zone)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -24,7 +24,25 @@ class Mark:
     waits_for: int
 
 
-_NOTHING = (0.0, 0)
+def latest_of(deltas: Iterable[pb.Delta]) -> dict[str, list[float]]:
+    """Return by stream the latest occurred_time (seconds since 1970; 0: none has one) and the highest number."""
+    latest: dict[str, list[float]] = {}
+    for delta in deltas:
+        moment = delta.occurred_time
+        note(latest, delta.stream, moment.seconds + moment.nanos / 1e9, delta.source_sequence)
+    return latest
+
+
+def note(latest: dict[str, list[float]], stream: str, occurred_s: float, number: int) -> None:
+    """Note one delta; numbers are exact as floats below 2^53, and the ledger takes none above."""
+    known = latest.get(stream)
+    if known is None:
+        latest[stream] = [occurred_s, number]
+        return
+    if occurred_s > known[0]:
+        known[0] = occurred_s
+    if number > known[1]:
+        known[1] = number
 
 
 class Marks:
@@ -33,40 +51,16 @@ class Marks:
     def __init__(self, engine: Engine, source: str) -> None:
         self._engine = engine
         self._source = source
+        self._settle = _settle(engine, source)  # made once: making it costs more than carrying it out
 
-    def settled(self, connection: Connection, deltas: Iterable[pb.Delta], now: float) -> None:
-        """Note within the caller's transaction that these are settled: what they waited for has come."""
-        latest: dict[str, tuple[float, int]] = {}
-        for delta in deltas:
-            stream, moment, number = delta.stream, delta.occurred_time, delta.source_sequence
-            seconds = moment.seconds
-            watermark, sequence = latest.get(stream, _NOTHING)
-            if seconds >= watermark or number > sequence or stream not in latest:
-                if seconds >= watermark:
-                    watermark = max(watermark, seconds + moment.nanos / 1e9)
-                latest[stream] = watermark, max(number, sequence)
-        for stream, (watermark, sequence) in latest.items():
-            insert = upsert(connection, stream_marks).values(
-                source=self._source,
-                stream=stream,
-                watermark=watermark,
-                settled_at=now,
-                parked_at=None,
-                waits_for=0,
-            )
-            said, kept = insert.excluded, stream_marks.c
-            later = sa.case((said.watermark > kept.watermark, said.watermark), else_=kept.watermark)
-            connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["source", "stream"],
-                    set_={
-                        "watermark": later,
-                        "settled_at": said.settled_at,
-                        "parked_at": sa.case((kept.waits_for > sequence, kept.parked_at), else_=None),
-                        "waits_for": sa.case((kept.waits_for > sequence, kept.waits_for), else_=0),
-                    },
-                )
-            )
+    def settled(self, connection: Connection, latest: Mapping[str, Sequence[float]], now: float) -> None:
+        """Note within the caller's transaction what is settled: by stream the latest time and number."""
+        rows = [
+            {"of_stream": stream, "told": watermark, "number": int(sequence), "at": now}
+            for stream, (watermark, sequence) in latest.items()
+        ]
+        if rows:
+            connection.execute(self._settle, rows)
 
     def parked(self, stream: str, waits_for: int, now: float) -> None:
         """Note that a stream waits; since when is kept while it waits for the same number."""
@@ -106,3 +100,26 @@ class Marks:
         )
         with self._engine.connect() as connection:
             return [Mark(**row) for row in connection.execute(query).mappings()]
+
+
+def _settle(engine: Engine, source: str) -> sa.Insert:
+    """The statement that notes one stream as settled; what it waited for may have come with it."""
+    insert = upsert(engine, stream_marks).values(
+        source=source,
+        stream=sa.bindparam("of_stream"),
+        watermark=sa.bindparam("told"),
+        settled_at=sa.bindparam("at"),
+        parked_at=None,
+        waits_for=0,
+    )
+    said, kept = insert.excluded, stream_marks.c
+    number: sa.BindParameter[int] = sa.bindparam("number")
+    return insert.on_conflict_do_update(
+        index_elements=["source", "stream"],
+        set_={
+            "watermark": sa.case((said.watermark > kept.watermark, said.watermark), else_=kept.watermark),
+            "settled_at": said.settled_at,
+            "parked_at": sa.case((kept.waits_for > number, kept.parked_at), else_=None),
+            "waits_for": sa.case((kept.waits_for > number, kept.waits_for), else_=0),
+        },
+    )

@@ -29,7 +29,7 @@ from ingest.formats.compression import Truncated, opened
 from ingest.kits import KitBook, Recipes
 from ingest.letters import KeptLetter, Letter, Letters
 from ingest.mapping import Mapper
-from ingest.marks import Marks
+from ingest.marks import Marks, latest_of, note
 from ingest.rows import ArtifactRefused, BadRow, Category, Row, RowRefused
 from ingest.settings import SourceSettings
 from ingest.shadow import OnHand, Shadow
@@ -103,6 +103,8 @@ class _Batch:
     kept_out: list[tuple[int, str]] = field(default_factory=list)
     compared: list[tuple[int, pb.Delta]] = field(default_factory=list)
     bases: dict[tuple[str, str], int] = field(default_factory=dict)
+    latest: dict[str, list[float]] | None = field(default_factory=dict)
+    """By stream, of deltas as they came (`marks.note`); None: some are others, and all have to be asked."""
     last: int = 0
     raw_bytes: int = 0
 
@@ -236,6 +238,7 @@ class Pipeline:
         Raises ArtifactRefused.
         """
         mapper, prefix = self._mapper, checksum[:24]
+        named_by_place = mapper.named_by_place
         position = 0
         try:
             for row in self._decoder.rows(opened(artifact), mapper.columns):
@@ -244,7 +247,7 @@ class Pipeline:
                     yield row, None, RowRefused(Category.VALIDATION, row.reason, row.message)
                     continue
                 try:
-                    yield row, mapper.delta(row, f"{prefix}:{row.position}"), None
+                    yield row, mapper.delta(row, f"{prefix}:{position}" if named_by_place else ""), None
                 except RowRefused as refused:
                     yield row, None, refused
         except Truncated as error:
@@ -283,7 +286,7 @@ class Pipeline:
         self._authority.refresh()
         if self._kits is not None:
             self._kits.forget()
-        plain = self._authority.simple
+        plain, mapper, of_orders = self._authority.simple, self._mapper, self._mapper.of_orders
         sender: Sender = self._open_sender(acked) if self._authority.sends else _Unsent(acked)
         try:
             with path.open("rb") as artifact:
@@ -296,11 +299,14 @@ class Pipeline:
                         continue  # settled before the restart
                     batch.last = row.position
                     batch.raw_bytes += len(row.raw)
-                    if delta is not None and plain and not delta.order_ref:
+                    if delta is not None and plain and not (of_orders and delta.order_ref):
                         batch.deltas.append(delta)
                         batch.rows.append(row)  # type: ignore[arg-type]  # what has a delta is a Row
+                        if batch.latest is not None:
+                            note(batch.latest, mapper.stream, mapper.occurred_s, mapper.number)
                         full = len(batch.deltas) >= rows_max
                     else:
+                        batch.latest = None
                         self._take(run, batch, row, delta, refused)
                         full = len(batch) >= rows_max
                     if full or batch.raw_bytes >= BATCH_BYTES_MAX:
@@ -419,7 +425,10 @@ class Pipeline:
                 letters += lost
                 repeated -= len(lost)
             self._letters.put(connection, letters, now)
-            self.marks.settled(connection, [*batch.deltas[:accepted], *compared], now)
+            latest = batch.latest
+            if latest is None or parked:
+                latest = latest_of([*batch.deltas[:accepted], *compared])
+            self.marks.settled(connection, latest, now)
             counted = self._shadow.add(connection, compared, batch.bases, now) if compared else 0
             if applied < len(batch.rows[:accepted]) or kept_out:
                 without_effect = [
@@ -428,18 +437,15 @@ class Pipeline:
                     if result in _NO_EFFECT
                 ]
                 _keep_unapplied(connection, run.run_id, [*without_effect, *kept_out])
-            table = artifacts
-            connection.execute(
-                sa.update(table)
-                .where(table.c.run_id == run.run_id)
-                .values(
-                    position=last,
-                    applied=table.c.applied + applied,
-                    repeated=table.c.repeated + repeated,
-                    refused=table.c.refused + len(letters),
-                    ignored=table.c.ignored + ignored + len(kept_out),
-                )
-            )
+            counted_rows = {
+                "of_run": run.run_id,
+                "last": last,
+                "more_applied": applied,
+                "more_repeated": repeated,
+                "more_refused": len(letters),
+                "more_ignored": ignored + len(kept_out),
+            }
+            connection.execute(_MOVE_ON, counted_rows)
         progress.applied += applied
         progress.repeated += repeated
         progress.refused += len(letters)
@@ -530,6 +536,20 @@ class _Run:
     position: int
     state: str
     reason: str
+
+
+_MOVE_ON = (
+    sa.update(artifacts)
+    .where(artifacts.c.run_id == sa.bindparam("of_run"))
+    .values(
+        position=sa.bindparam("last"),
+        **{
+            name: artifacts.c[name] + sa.bindparam(f"more_{name}")
+            for name in ("applied", "repeated", "refused", "ignored")
+        },
+    )
+)
+"""Notes how far a run is settled. Made once: making it costs more than carrying it out."""
 
 
 def _keep_unapplied(connection: Connection, run_id: str, found: list[tuple[int, str]]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,7 +60,7 @@ class CsvDecoder:
             except csv.Error as error:
                 raise ArtifactRefused(f"the line with the column names cannot be read: {error}") from error
             self.context = b"\n" * settings.skip_lines + lines.raw()
-        places = _places(names, columns)
+        pick = picker(_places(names, columns))
         width = len(names)
         while True:
             lines.begin_row()
@@ -76,7 +77,14 @@ class CsvDecoder:
                 if cells:  # an empty line is nothing
                     yield lines.bad("COLUMN_COUNT", f"{len(cells)} columns instead of {width}")
             else:
-                yield Row(lines.first, [cells[place] for place in places], lines.raw())
+                yield Row(lines.first, pick(cells), lines.raw())
+
+
+def picker(places: Sequence[int]) -> Callable[[Sequence[str]], Sequence[str]]:
+    """Return what takes the cells of some places, in their order."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda cells: [cells[place] for place in places]
 
 
 def _places(names: Sequence[str], columns: Sequence[str]) -> list[int]:

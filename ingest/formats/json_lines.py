@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, BinaryIO, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
-from ingest.rows import BadRow, Row
+from ingest.rows import BadRow, Row, Value
 
 LINE_BYTES_MAX = 1_000_000
 
@@ -33,6 +34,10 @@ class JsonLinesDecoder:
         """Yield rows with the columns asked for, None where a key is absent."""
         paths = [tuple(column.split(".")) for column in columns]
         flat = all(len(path) == 1 for path in paths)
+        pick: Callable[[Any], Sequence[Value]] = (  # Any: JSON
+            itemgetter(*columns) if len(columns) > 1 else lambda found: [found.get(name) for name in columns]
+        )
+        values: Sequence[Value]
         decode = self._decode
         position = 0
         while raw := artifact.readline(LINE_BYTES_MAX):
@@ -56,7 +61,11 @@ class JsonLinesDecoder:
                 yield BadRow(position, "MALFORMED_ROW", "the line is no JSON object", raw)
                 continue
             if flat:
-                yield Row(position, [found.get(column) for column in columns], raw)
+                try:
+                    values = pick(found)
+                except KeyError:  # a key is absent
+                    values = [found.get(column) for column in columns]
+                yield Row(position, values, raw)
             else:
                 yield Row(position, [_at(found, path) for path in paths], raw)
 
