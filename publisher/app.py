@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,12 @@ from sqlalchemy.engine import Engine
 from availability.client import Client
 from availability.history.database import open_database
 from availability.telemetry import PublishMetrics, start_metrics_listener
+from publisher.assembly import Assembled, Surroundings, assemble
 from publisher.catalogue import Catalogue, Problem
-from publisher.feed import ClientLedger
 from publisher.json_webhook import JsonWebhook
 from publisher.letters import Letters
 from publisher.listing_rows import ListingRows
-from publisher.settings import Mode, SettingsRefused, ShopSettings, read_shops
+from publisher.settings import SettingsRefused, ShopSettings, read_shops
 from publisher.shop_publisher import ShopPublisher
 from publisher.state import State
 from publisher.status import ShopStatus, statuses
@@ -34,6 +35,7 @@ from publisher.woocommerce.stock import WooStock
 
 _LOG = structlog.get_logger(__name__)
 
+START_S = 10.0
 STOP_S = 75.0
 """What is under way when we are stopped is waited for, a shop's longest time-out and some."""
 
@@ -43,16 +45,23 @@ def now() -> float:
     return time.time()
 
 
-def storefront_of(settings: ShopSettings, environment: Mapping[str, str]) -> Storefront:
-    """Return the shop's port. Nothing is connected yet."""
+def storefront_of(
+    settings: ShopSettings, environment: Mapping[str, str], woo: WooClient | None = None
+) -> Storefront:
+    """Return the shop's port; ``woo``: its connections, where they are shared. Nothing is connected yet."""
     if settings.kind == "json_webhook":
         return JsonWebhook(settings, lambda: settings.credentials(environment))
     pause_s = settings.catalogue.page_pause_ms / 1000
     return WooStock(
-        WooClient(settings, lambda: settings.credentials(environment)),
+        woo or woo_client(settings, environment),
         cross_parent=settings.catalogue.cross_parent_batches,
         pause=(lambda: asyncio.sleep(pause_s)) if pause_s else None,
     )
+
+
+def woo_client(settings: ShopSettings, environment: Mapping[str, str]) -> WooClient:
+    """Return a WooCommerce shop's connections. Nothing is connected yet."""
+    return WooClient(settings, lambda: settings.credentials(environment))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,41 +113,40 @@ class PublisherDesk:
         channels: list[str],
         stopped: Callable[[Callable[[], None]], None],
         metrics_listen: str = "",
+        listen: str = "",
         environment: Mapping[str, str] | None = None,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Publish to these shops (empty: all) until stopped. ``stopped`` is given what to call then, from any thread.
 
-        Raises SettingsRefused for keys that are not there.
+        ``listen``: HOST:PORT for the shops' webhooks. Raises SettingsRefused for keys that are not there.
         """
         assert self.client is not None
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every call
         environment = os.environ if environment is None else environment
         metrics = PublishMetrics()
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        publishers: list[ShopPublisher] = []
+        around = Surroundings(
+            engine=self.engine, client=self.client, environment=environment, metrics=metrics, owner=owner
+        )
+        assembled: dict[str, Assembled] = {}
         for channel in channels or list(self.shops):
             settings = self.shop(channel)
-            settings.credentials(environment)  # told at once, not at the first write
-            if settings.mode is Mode.MIRROR:
-                raise SettingsRefused(f"{channel}: mode MIRROR is not put together yet")
-            publishers.append(
-                ShopPublisher(
-                    channel=channel,
-                    settings=settings,
-                    engine=self.engine,
-                    ledger=ClientLedger(self.client),
-                    storefront=storefront_of(settings, environment),
-                    keys=_fingerprint(settings, environment),
-                    owner=owner,
-                    metrics=metrics,
-                )
-            )
+            woo = woo_client(settings, environment) if settings.kind == "woocommerce" else None
+            storefront = storefront_of(settings, environment, woo)
+            assembled[channel] = assemble(channel, settings, storefront, woo, around)
+        publishers = [one.publisher for one in assembled.values()]
+        doors = {channel: one for channel, one in assembled.items() if one.door is not None}
+        if doors and not listen:
+            raise SettingsRefused(f"{', '.join(doors)}: webhooks need an address to listen on: --listen")
         metrics.watch(lambda: [one.figures for one in publishers if one.figures is not None])
         stop_metrics = start_metrics_listener(metrics_listen, metrics.registry)
         told(f"publishing to {', '.join(one.channel for one in publishers)}")
         try:
-            asyncio.run(_run_all(publishers, stopped))
+            with webhook_server(doors, listen) as where:
+                if where:
+                    told(f"webhooks of {', '.join(doors)} come in at {where}")
+                asyncio.run(_run_all(publishers, stopped))
         finally:
             if stop_metrics is not None:
                 stop_metrics()
@@ -167,8 +175,41 @@ async def _run_all(publishers: list[ShopPublisher], stopped: Callable[[Callable[
             task.cancel()
 
 
-def _fingerprint(settings: ShopSettings, environment: Mapping[str, str]) -> Callable[[], str]:
-    return lambda: settings.credentials(environment).fingerprint()
+@contextmanager
+def webhook_server(doors: Mapping[str, Assembled], listen: str) -> Iterator[str]:
+    """Serve the shops' webhooks on HOST:PORT (0: any) meanwhile; yield where. Raises SettingsRefused."""
+    if not doors:
+        yield ""
+        return
+    import uvicorn
+
+    from publisher.orders.receiver import receiver_app
+
+    application = receiver_app(
+        {channel: one.door for channel, one in doors.items() if one.door is not None},
+        body_bytes_max=max(one.body_bytes_max for one in doors.values()),
+    )
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit():
+        raise SettingsRefused(f"{listen!r} is no HOST:PORT")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application, host=host or "127.0.0.1", port=int(port), log_config=None, access_log=False
+        )
+    )
+    thread = threading.Thread(target=server.run, name="webhooks", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + START_S
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise SettingsRefused(f"webhooks cannot listen on {listen}")
+        time.sleep(0.01)
+    bound = server.servers[0].sockets[0].getsockname()
+    try:
+        yield f"http://{bound[0]}:{bound[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(START_S)
 
 
 @contextmanager

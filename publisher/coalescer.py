@@ -94,6 +94,10 @@ class Coalescer:
         """Return the skus that wait or are under way."""
         return list(self._entries)
 
+    def zeros(self) -> list[str]:
+        """Return the skus whose latest number is 0 and no stop-sale. Looks at every entry."""
+        return [sku for sku, entry in self._entries.items() if entry.quantity <= 0 and not entry.blocked]
+
     def learn(self, sku: str, quantity: int | None) -> None:
         """Note what the shop is known to show; None: no longer known."""
         if quantity is None:
@@ -190,9 +194,11 @@ class Coalescer:
     def written(self, taken: Taken, shown: int) -> bool:
         """Give back what the shop acknowledged: it shows ``shown``. Returns whether the sku has nothing left to do."""
         self._acked[taken.sku] = shown
+        heard = self._entries[taken.sku].heard_while_sending is not None
         entry = self._back(taken)
         entry.attempts, entry.forced, entry.read_first, entry.not_before = 0, False, False, 0.0
-        if entry.quantity == shown or entry.quantity == taken.quantity:
+        # Mirror may have written another number than was taken; what was heard since may be the one that was taken.
+        if entry.quantity == shown or (entry.quantity == taken.quantity and not heard):
             del self._entries[taken.sku]
             return True
         self._queue(taken.sku, entry)

@@ -19,7 +19,7 @@ import structlog
 from availability.history.database import DatabaseUnreachable
 from availability.telemetry import PublishMetrics
 from publisher.catalogue import Catalogue, Problem, Target, Trouble
-from publisher.coalescer import Coalescer, Taken
+from publisher.coalescer import Coalescer, Lane, Taken
 from publisher.listing_rows import ListingRows
 from publisher.numbers import Decision, OwnerRule, Rule, Seen
 from publisher.outcomes import Outcomes
@@ -51,15 +51,18 @@ MISSING_S = 3_600.0
 class Guard(Protocol):
     """Says which numbers wait for an operator."""
 
-    def holds(self, sku: str, quantity: int, shown: int | None) -> bool:
-        """Say whether this number may not be written yet; ``shown``: what the shop shows, None: not known."""
+    def holds(self, sku: str, quantity: int, shown: int | None, *, stop_sale: bool = False) -> bool:
+        """Say whether this number may not be written yet; ``shown``: what the shop shows, None: not known.
+
+        ``stop_sale``: somebody blocked it by name.
+        """
         ...
 
 
 class NoGuard:
     """Holds nothing."""
 
-    def holds(self, sku: str, quantity: int, shown: int | None) -> bool:
+    def holds(self, sku: str, quantity: int, shown: int | None, *, stop_sale: bool = False) -> bool:
         """See ``Guard``."""
         return False
 
@@ -332,7 +335,8 @@ class Delivery:
 
     def _held(self, job: _Job, decision: Decision) -> bool:
         shown = decision.shown.quantity if decision.shown is not None else job.taken.acked
-        return self._guard.holds(job.taken.sku, decision.quantity, shown)
+        stop_sale = job.taken.lane is Lane.STOP_SALE
+        return self._guard.holds(job.taken.sku, decision.quantity, shown, stop_sale=stop_sale)
 
     # --- Failures -----------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ Fold = Callable[[Sequence[str]], Awaitable[str]]
 Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Listing]]]
 """Read skus (the ledger's names) at the shop."""
 Numbers = Callable[[Sequence[str], str], Awaitable[Mapping[str, int]]]
-"""The numbers to show at a version of the ledger or later."""
+"""The numbers to show at a version of the ledger or later; '': one that holds every order told so far."""
 
 
 class MirrorRule:
@@ -123,12 +123,15 @@ class MirrorRule:
         """See ``Rule``."""
         decided: dict[str, Decision] = {}
         moved: list[Seen] = []
+        # The feed may not have brought yet what the orders told so far have moved: the ledger's number of now counts.
+        fresh = await self._numbers([one.sku for one in seen], "")
         for one in seen:
-            what = step(Mode.MIRROR, _look(one, one.desired, one.listing, one.explained))
+            number = fresh.get(one.sku, one.desired)
+            what = step(Mode.MIRROR, _look(one, number, one.listing, one.explained))
             if what is Step.FOLD:
                 moved.append(one)
             else:
-                decided[one.sku] = Decision(quantity=one.desired, write=what is Step.WRITE, shown=one.listing)
+                decided[one.sku] = Decision(quantity=number, write=what is Step.WRITE, shown=one.listing)
         shown = {one.sku: one.listing for one in moved}
         for round_number in range(1, FOLDS_MAX + 1):
             if not moved:

@@ -215,6 +215,12 @@ class ShopSettings(_Section):
     recheck_ms: int = Field(
         60_000, ge=0, le=3_600_000, description="After an unknown outcome it is looked at once more."
     )
+    verify_ms: int = Field(
+        3_600_000,
+        ge=1_000,
+        le=604_800_000,
+        description="All skus are read back within so long, all the time.",
+    )
     publish_limit: int | None = Field(
         None, ge=0, le=1_000_000_000, description="Highest number shown; the channel's policy may be lower."
     )

@@ -63,7 +63,8 @@ Companion = Callable[[Parts, asyncio.Event], Awaitable[None]]
 
 @dataclass(slots=True, kw_only=True)
 class ShopPublisher:
-    """See the module. ``companions`` run while the shop is ours; one that fails ends this turn."""
+    """See the module. ``prepare`` is awaited before anything is written; ``companions`` run while the shop is ours, and
+    one that fails ends this turn. ``verified_at``: when the last walk that read the whole shop back ended."""
 
     channel: str
     settings: ShopSettings
@@ -75,7 +76,10 @@ class ShopPublisher:
     metrics: PublishMetrics
     guard: Guard | None = None
     rule: RuleMaker | None = None
+    prepare: Callable[[Parts], Awaitable[None]] | None = None
     companions: tuple[Companion, ...] = ()
+    verified_at: Callable[[], float | None] = lambda: None
+    zeros_held: Callable[[], int] = lambda: 0
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
@@ -163,6 +167,8 @@ class ShopPublisher:
             beside.append(group.create_task(parts.feed.run(resume)))
             beside.append(group.create_task(self._watch_figures(parts)))
             if await self._catalogue_there(parts, stop):
+                if self.prepare is not None:
+                    await self.prepare(parts)
                 beside.append(group.create_task(parts.keeper.run()))
                 beside.append(group.create_task(self._take_asked(parts)))
                 beside += [
@@ -244,7 +250,7 @@ class ShopPublisher:
                     counts = await shop.records.call(parts.letters.counts)
             turn += 1
             now, oldest = self.now(), shop.coalescer.oldest_since()
-            lost_at = parts.feed.lost_at
+            lost_at, verified_at = parts.feed.lost_at, self.verified_at()
             self.figures = ChannelFigures(
                 channel=self.channel,
                 backlog=len(shop.coalescer),
@@ -252,6 +258,8 @@ class ShopPublisher:
                 rate_limit=shop.pace.rate_limit,
                 breaker_open=shop.pace.breaker is Breaker.OPEN or bool(parts.delivery.stopped_reason),
                 dead_letters=sum(n for (channel, _), n in counts.items() if channel == self.channel),
+                zeros_held=self.zeros_held(),
+                verify_age_s=None if verified_at is None else max(0.0, now - verified_at),
                 feed_age_s=0.0 if lost_at is None else max(0.0, now - lost_at),
             )
             await asyncio.sleep(FIGURES_S)

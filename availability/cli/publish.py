@@ -67,6 +67,9 @@ def run(
         list[str] | None, typer.Option("--channel", "-c", help="Only these shops; else all of the file.")
     ] = None,
     metrics: MetricsListen = "",
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Take the shops' webhooks in there.")
+    ] = "",
     log_format: LogFormat = "",
     log_level: LogLevel = "INFO",
     config: Config = None,
@@ -87,6 +90,7 @@ def run(
             channels=channel or [],
             stopped=stopped,
             metrics_listen=metrics,
+            listen=listen,
             told=lambda text: print(text, file=sys.stderr, flush=True),
         )
 

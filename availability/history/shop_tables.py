@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from availability.history.tables import Name, metadata
 
-__all__ = ["metadata", "shop_letters", "shop_listings", "shop_skus", "shops"]
+__all__ = ["metadata", "shop_approvals", "shop_letters", "shop_listings", "shop_skus", "shops"]
 
 shop_skus = sa.Table(
     "shop_skus",
@@ -99,3 +99,16 @@ shop_letters = sa.Table(
 )
 """What could not be published: one letter a sku, with the latest reason. State: WAITING, REPLAYED, DISCARDED, and
 RESOLVED where the sku was published after all."""
+
+shop_approvals = sa.Table(
+    "shop_approvals",
+    metadata,
+    sa.Column("channel", Name, primary_key=True),
+    sa.Column("held", sa.Integer, nullable=False),
+    sa.Column("on_sale", sa.Integer, nullable=False),
+    sa.Column("since", sa.Float),
+    sa.Column("approved_until", sa.Float, nullable=False),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+"""Zeros that wait for an operator: ``held`` of ``on_sale`` skus, ``since`` when; approved until, by whom and why."""

@@ -43,6 +43,11 @@ _FAMILIES = (
         labels=("channel",),
     ),
     Family(
+        name="availability_publish_zeros_held",
+        help="Skus that would go to 0 and wait for an operator, because they are too many at once.",
+        labels=("channel",),
+    ),
+    Family(
         name="availability_publish_verify_age_seconds",
         help="Time since what a storefront shows was last read back and compared.",
         labels=("channel",),
@@ -66,6 +71,7 @@ class ChannelFigures:
     rate_limit: float | None = None
     breaker_open: bool = False
     dead_letters: int | None = None
+    zeros_held: int | None = None
     verify_age_s: float | None = None
     feed_age_s: float | None = None
 
@@ -109,8 +115,21 @@ class PublishMetrics:
         )
         self._orders = Counter(
             "availability_publish_orders_total",
-            "Orders taken from storefronts by result: told, repeated, refused.",
+            "Orders read from storefronts by result: told, repeated, draft, before, vanished, refused, unmapped, "
+            "unreadable.",
             ["channel", "result"],
+            registry=self.registry,
+        )
+        self._webhooks = Counter(
+            "availability_publish_webhooks_total",
+            "Deliveries of storefronts' webhooks by result: kept, ping, unwanted, unreadable, forged, lost.",
+            ["channel", "result"],
+            registry=self.registry,
+        )
+        self._webhooks_disabled = Counter(
+            "availability_publish_webhooks_disabled_total",
+            "Webhooks that a storefront switched off after failures; they were made anew.",
+            ["channel", "topic"],
             registry=self.registry,
         )
         self._asked = AskedMetrics(self.registry, "publish", _FAMILIES)
@@ -135,8 +154,16 @@ class PublishMetrics:
         self._differences.labels(channel).inc(count)
 
     def order(self, channel: str, result: str) -> None:
-        """Count an order that was taken in."""
+        """Count an order that was read."""
         self._orders.labels(channel, result).inc()
+
+    def webhook(self, channel: str, result: str) -> None:
+        """Count a delivery of a webhook."""
+        self._webhooks.labels(channel, result).inc()
+
+    def webhook_disabled(self, channel: str, topic: str) -> None:
+        """Count a webhook that the storefront switched off."""
+        self._webhooks_disabled.labels(channel, topic).inc()
 
     def watch(self, figures: Callable[[], Iterable[ChannelFigures]]) -> None:
         """Ask for the channels' figures at each scrape."""
@@ -153,6 +180,7 @@ def _samples(channels: Iterable[ChannelFigures]) -> Iterator[Sample]:
         optional: tuple[tuple[str, float | None], ...] = (
             ("availability_publish_rate_limit", one.rate_limit),
             ("availability_publish_dead_letters", one.dead_letters),
+            ("availability_publish_zeros_held", one.zeros_held),
             ("availability_publish_verify_age_seconds", one.verify_age_s),
             ("availability_publish_feed_age_seconds", one.feed_age_s),
         )

@@ -70,20 +70,18 @@ class OrderIntake:
             self._loop.call_soon_threadsafe(self._hinted.set)
 
     async def catch_up(self) -> str:
-        """Bring all that the shop knows into the ledger; return a version that holds it ('' where nothing was new)."""
-        moved = await self.poller.catch_up()
-        self._tell(moved)
-        return moved.version
+        """Bring all that the shop knows into the ledger; return a version that holds it, '' for none."""
+        self._tell(await self.poller.catch_up())
+        return self.poller.version
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop``."""
         self._loop = asyncio.get_running_loop()
         self._hinted.set()  # what came before the last end
         while not stop.is_set():
-            hinted = self._hinted.is_set()
-            self._hinted.clear()
             settings = self._settings
-            if hinted:
+            if self._hinted.is_set() or self._is_due("polling"):  # another process may have taken webhooks in
+                self._hinted.clear()
                 await self._try("hints", self._hints)
             await self._when_due("polling", settings.poll_ms / 1000, self._poll)
             await self._when_due("vanished orders", settings.check_ms / CHECKS / 1000, self._vanished)
@@ -93,11 +91,14 @@ class OrderIntake:
             await self._pause(stop)
 
     async def _when_due(self, name: str, every_s: float, round_of: Callable[[], Awaitable[None]]) -> None:
-        if self._monotonic() < self._due.get(name, 0.0):
+        if not self._is_due(name):
             return
         await self._try(name, round_of)
         pause_s = min(PAUSE_MAX_S, every_s * 2.0 ** min(self._failures.get(name, 0), 16))
         self._due[name] = self._monotonic() + max(every_s, pause_s)
+
+    def _is_due(self, name: str) -> bool:
+        return self._monotonic() >= self._due.get(name, 0.0)
 
     async def _try(self, name: str, round_of: Callable[[], Awaitable[None]]) -> None:
         try:

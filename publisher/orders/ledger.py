@@ -62,7 +62,7 @@ class OrderLedger(Protocol):
         ...
 
 
-class ClientLedger:
+class OrderClient:
     """The ledger behind a server. ``source`` names the shop's orders and must be one of the token's."""
 
     def __init__(self, client: Client, source: str) -> None:

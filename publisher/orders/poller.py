@@ -120,6 +120,12 @@ class OrderPoller:
         self._begun_us = 0
         self._kits: Mapping[str, Recipe] = {}
         self._kits_at: float | None = None
+        self._version = ""
+
+    @property
+    def version(self) -> str:
+        """Return a version of the ledger that holds everything told so far; '' where nothing was."""
+        return self._version
 
     # --- Rounds
 
@@ -328,6 +334,7 @@ class OrderPoller:
                 "the ledger refused an order's word", shop=self.shop, order=word.order_ref, reason=word.reason
             )
         await asyncio.to_thread(self._book.sent, entries, refused)
+        self._version = heard.version or self._version
         skus = frozenset[str]().union(*(skus_of(entry.facts, entry.told) for entry in entries))
         return Moved(skus=skus, version=heard.version)
 
