@@ -424,8 +424,8 @@ def open_units(facts: Facts) -> int:
     return max(0, wanted - sum(facts.shipped.values()))
 
 
-def place(facts: Facts) -> tuple[Units, int]:
-    """Place an order line's open units: (units at the nodes that facts name, the rest without any node)."""
+def confirm(facts: Facts) -> Units:
+    """What allocations confirm of an order line's open units, by node; at nodes with an allocation 0 where nothing."""
     still_open = open_units(facts)
     confirmed: Units = {}
     excess = 0
@@ -434,15 +434,21 @@ def place(facts: Facts) -> tuple[Units, int]:
     for node, quantity in facts.shipped.items():
         excess += max(0, quantity - facts.allocated.get(node, 0))
 
-    committed: Units = {}
     for node in by_name(confirmed):  # shipped beyond a node's allocation: others ship less, by name
         lowered = min(confirmed[node], excess)
         confirmed[node] -= lowered
         excess -= lowered
     for node in by_name(confirmed):  # never above what is open
         confirmed[node] = min(confirmed[node], still_open)
-        committed[node] = confirmed[node]
         still_open -= confirmed[node]
+    return confirmed
+
+
+def place(facts: Facts) -> tuple[Units, int]:
+    """Place an order line's open units: (units at the nodes that facts name, the rest without any node)."""
+    confirmed = confirm(facts)
+    committed: Units = dict(confirmed)
+    still_open = open_units(facts) - sum(confirmed.values())
 
     sourced = [node for node in by_name(facts.sourced) if facts.sourced[node] > 0]
     places = [node for node in sourced if node not in facts.allocated]
@@ -1015,6 +1021,32 @@ class Model:
     def order_committed(self, name: OrderName, sku: str) -> Units:
         """What an order commits of a sku, by node."""
         return dict(self.whole(name).committed.get(sku, {}))
+
+    def confirmed(self, sku: str, node: str, source: str) -> int:
+        """Units of a position that a source has confirmed for orders: of several lines as one, who spoke last."""
+        total = 0
+        for name in {self.names_of(known)[0] for known in self.orders}:
+            order = self.whole(name)
+            for group, lines in order.line_groups(sku).items():
+                words = [order.allocated.get((line, sku), {}).get(node) for line in lines]
+                latest = max((word for word in words if word), key=lambda word: word.key, default=None)
+                if latest and latest.key[1] == source.encode():
+                    total += confirm(order.facts(sku, group, lines)).get(node, 0)
+        return total
+
+    def open_lines(self) -> dict[tuple[OrderName, str, str], int]:
+        """Units still to ship by (first name of the order, line, sku); a line "" is all lines of its sku."""
+        found = {}
+        for name in {self.names_of(known)[0] for known in self.orders}:
+            order = self.whole(name)
+            for sku in order.skus():
+                groups = order.line_groups(sku)
+                for group, lines in groups.items():
+                    line = "" if group == TOGETHER else group
+                    units = open_units(order.facts(sku, group, lines))
+                    if units:
+                        found[name, line, sku] = units
+        return found
 
     def _settle(self, name: OrderName, sku: str) -> None:
         """Evaluate an order's lines of one sku anew, after a fact about them changed."""

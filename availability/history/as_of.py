@@ -13,7 +13,9 @@ Corrections are no source's events: they say what the ledger should have had, an
 
 Units add up in any order, counts and orders do not. Where something of before the point was applied after something of
 later, and a count had its say, or both are facts of one order, what would be without the later one cannot be told by
-taking it off: the position (of orders: what is confirmed of the sku) is UNSETTLED. That takes two streams.
+taking it off: the position (of orders: what is confirmed of the sku) is UNSETTLED. A later word makes an older STALE,
+and that leaves no trace; so a later word counts as such where another named stream may have been behind its own number
+then. That takes two streams: with one, nothing of before comes after something of later.
 
 Reservations move neither on_hand nor quarantine, and are passed over unread. Reads entries only; pure but for that.
 """
@@ -116,10 +118,14 @@ class _Change:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where to begin to read: after ``version``; ``reached``: where the last of the named numbers was applied."""
+    """Where to begin to read: after ``version``; ``reached``: where the last of the named numbers was applied.
+
+    ``seen_ms``: when each named stream was last heard, by the ledger's clock: its number was settled by then.
+    """
 
     version: Version
     reached: Version
+    seen_ms: Mapping[Stream, int] = field(default_factory=dict)
 
 
 BEFORE, AFTER, UNKNOWN = "before", "after", "unknown"
@@ -133,6 +139,10 @@ class After:
         self.version = start.version
         """Everything up to here is added up."""
         self._first = point.begin if point.begin is not None else start.reached
+        self._behind = {
+            stream: start.seen_ms.get(stream, 0) for stream, number in point.as_of.items() if number
+        }
+        """Named streams that may be behind their number still, and the clock by which they were not."""
         self._places: dict[Place, _Change] = {}
         self._orders: dict[OrderName, set[str]] = {}
         """Orders that facts name that are not of before the point: with the skus (empty: all) that these name."""
@@ -170,16 +180,17 @@ class After:
         )
 
     def later(self, sku: str, node: str, source: str = "") -> Later:
-        """Tell what came after the point at a position; ``source``: of whose confirmations."""
+        """Tell what came after the point at a position; ``source``: of whose confirmations, corrections' included."""
         change = self._places.get((sku, node))
         if change is None:
             return NOTHING if sku not in self._mixed_skus else _MIXED
         return Later(
             change.on_hand,
             change.reasons,
-            change.confirmed.get(source, 0),
+            change.confirmed.get(source, 0) + change.confirmed.get(CORRECTION_SOURCE, 0),
             not change.unsettled,
-            source not in change.confirmed_unsettled and sku not in self._mixed_skus,
+            change.confirmed_unsettled.isdisjoint((source, CORRECTION_SOURCE))
+            and sku not in self._mixed_skus,
         )
 
     def touched(self, order_source: str, order_ref: str) -> bool:
@@ -210,10 +221,17 @@ class After:
     def _add_deltas(self, record: Record, body: DeltasBody) -> None:
         moved = {effect.cause: effect.units for effect in record.effects if not effect.source}
         sides = []
+        mixed: set[int] = set()
         for index, cause in enumerate(body.causes):
             side = self._side(body.source, cause.stream, cause.source_sequence)
             sides.append(side)
+            if self._behind:
+                self._hear(body.source, cause.stream, cause.source_sequence)
+                if side is not BEFORE and self._is_behind((body.source, cause.stream), record.clock_ms):
+                    mixed.add(index)
             if cause.type in _ORDER_TYPES and cause.order_ref:
+                if index in mixed:
+                    self._mixed_skus.add(cause.sku)
                 names = [(cause.order_source, cause.order_ref)]
                 if cause.type == LINK_ORDER:
                     names.append((cause.linked_order_source, cause.linked_order_ref))
@@ -228,7 +246,7 @@ class After:
             if not on_hand and not units:
                 continue
             change = self._change(cause.sku, cause.node)
-            if side is UNKNOWN:
+            if side is UNKNOWN or (index in mixed and index in moved):
                 change.unsettled = True
             change.on_hand += on_hand
             change.moved = True
@@ -238,19 +256,29 @@ class After:
             if effect.source and sides[effect.cause] is not BEFORE:
                 cause = body.causes[effect.cause]
                 self._orders.setdefault((cause.order_source, cause.order_ref), set()).add(effect.sku)
+                if effect.cause in mixed:
+                    self._mixed_skus.add(effect.sku)
                 self._confirm(effect, known=sides[effect.cause] is AFTER)
+
+    def _hear(self, source: str, stream: str, number: int) -> None:
+        known = self.point.as_of.get((source, stream)) if number else None
+        if known is not None and number >= known:
+            self._behind.pop((source, stream), None)
+
+    def _is_behind(self, but: Stream, clock_ms: int) -> bool:
+        return any(seen_ms >= clock_ms for stream, seen_ms in self._behind.items() if stream != but)
 
     def _name_orders(self, names: list[OrderName], sku: str, side: str) -> None:
         """Note orders that a fact names; what it says of a sku ('': of all)."""
         for name in names:
             later = self._orders.get(name)
-            if side is not BEFORE:
-                self._orders.setdefault(name, set()).add(sku)
-            elif later is not None:
+            if side is not AFTER and later is not None:
                 if not sku:
                     self._mixed_skus |= later
                 elif sku in later or "" in later:
                     self._mixed_skus.add(sku)
+            if side is not BEFORE:
+                self._orders.setdefault(name, set()).add(sku)
 
     def _add_commit(self, record: Record) -> None:
         """A commit of ours is no source's event: only marks can tell on which side it is."""
@@ -283,11 +311,19 @@ ReadBack = Callable[[Version | None, int], list[Entry]]
 """Entries before a version (None: the end of the log), at most so many, latest first."""
 
 
-def find_start(point: Point, marks: Mapping[Stream, int], head: Version, read_back: ReadBack) -> Start:
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a stream had come, and when it was last heard (ledger clock, ms)."""
+
+    number: int
+    seen_ms: int
+
+
+def find_start(point: Point, marks: Mapping[Stream, Mark], head: Version, read_back: ReadBack) -> Start:
     """Find where to begin to add up: before the first delta that came after the point.
 
-    ``marks`` are the numbers that the ledger had applied at ``head``, none below those of the point. Raises PointLost
-    where the log does not reach back so far.
+    ``marks`` are those of the named streams at ``head``, none below the point's numbers. Raises PointLost where the log
+    does not reach back so far.
     """
     if not point.as_of:
         assert point.begin is not None
@@ -307,12 +343,13 @@ def find_start(point: Point, marks: Mapping[Stream, int], head: Version, read_ba
 class _Search:
     """Goes back through the log until every named number, and the first mark, is passed."""
 
-    def __init__(self, point: Point, marks: Mapping[Stream, int], head: Version) -> None:
+    def __init__(self, point: Point, marks: Mapping[Stream, Mark], head: Version) -> None:
+        self._marks = marks
         self._as_of = point.as_of
         self._begin = point.begin
         self._head = head
         self._sources = {source for source, _ in point.as_of}
-        self._went_on = {stream for stream, number in point.as_of.items() if marks[stream] > number}
+        self._went_on = {stream for stream, number in point.as_of.items() if marks[stream].number > number}
         """Streams of which deltas above the number are to be found; the others had none up to ``head``."""
         self._unseen = set(point.as_of)
         self._first_above: dict[Stream, int] = {}
@@ -365,4 +402,5 @@ class _Search:
         start = self._head if first is None else Version(first.epoch, first.seq - 1)
         if self._begin is not None and start > self._begin:
             raise PointLost("the log does not reach back to the first mark")
-        return Start(start, self._reached if self._reached is not None else start)
+        seen_ms = {stream: mark.seen_ms for stream, mark in self._marks.items()}
+        return Start(start, self._reached if self._reached is not None else start, seen_ms)

@@ -235,8 +235,8 @@ class SnapshotLedger:
         kept = self._ledger.ask("chunk", snapshot_id, number)
         return zlib.decompress(kept) if kept else None
 
-    def marks(self, streams: list[tuple[str, str]]) -> tuple[Head, list[int]]:
-        """How far streams (source, stream) have come; -1: there is no such stream."""
+    def marks(self, streams: list[tuple[str, str]]) -> tuple[Head, list[tuple[int, int]]]:
+        """How far streams (source, stream) have come (-1: there is no such stream), and when they were last heard."""
         return _MARKS.decode(self._ledger.ask("marks", _encode(streams)))
 
     def stock(self, index: int, count: int, *, confirmed: bool) -> StockPage:
@@ -271,7 +271,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _REPLY = msgspec.msgpack.Decoder(SnapshotReply)
 _ROWS = msgspec.msgpack.Decoder(list[SnapshotRow])
 _ROW = msgspec.msgpack.Decoder(tuple[SnapshotRow | bool])
-_MARKS = msgspec.msgpack.Decoder(tuple[Head, list[int]])
+_MARKS = msgspec.msgpack.Decoder(tuple[Head, list[tuple[int, int]]])
 _STOCK = msgspec.msgpack.Decoder(StockPage)
 _ORDERS = msgspec.msgpack.Decoder(OpenOrdersPage)
 _SUMS = msgspec.msgpack.Decoder(SumsPage)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from availability.domain.errors import Reason, ServiceError, invalid
+from availability.domain.snapshots import CORRECTION_SOURCE
 from availability.domain.version import Version
-from availability.history.as_of import NOTHING, After, ForkSeen, Point, PointLost, find_start
+from availability.history.as_of import NOTHING, After, ForkSeen, Mark, Point, PointLost, Stream, find_start
 from availability.ledger.ledger import Ledger
 from availability.ledger.record import Entry
 from availability.ledger.snapshots import OpenLine, OpenOrder, SnapshotLedger, StockPage
@@ -174,31 +175,34 @@ class SnapshotReader:
         point = asked.point
         if not point.known:
             return None
-        head, marks = self._ledger.head().version, dict[tuple[str, str], int]()
+        head, marks = self._ledger.head().version, dict[Stream, Mark]()
         if point.as_of:
             head, marks = self._reached(point, ctx)
         start = find_start(point, marks, head, self._ledger.read_back)
         return Follower(After(point, start), lambda version, count: self._ledger.read(version, count, 0))
 
-    def _reached(self, point: Point, ctx: CallContext) -> tuple[Version, dict[tuple[str, str], int]]:
+    def _reached(self, point: Point, ctx: CallContext) -> tuple[Version, dict[Stream, Mark]]:
         """Wait until the ledger has applied every named number."""
         streams = list(point.as_of)
         until = min(self._monotonic() + WAIT_S_MAX, ctx.deadline - DEADLINE_MARGIN_S)
         while True:
             head, found = self._store.marks(streams)
-            marks = {stream: max(0, mark) for stream, mark in zip(streams, found, strict=True)}
-            missing = [stream for stream in streams if marks[stream] < point.as_of[stream]]
+            marks = {
+                stream: Mark(max(0, number), seen_ms)
+                for stream, (number, seen_ms) in zip(streams, found, strict=True)
+            }
+            missing = [stream for stream in streams if marks[stream].number < point.as_of[stream]]
             if not missing:
                 return head.version, marks
             if self._monotonic() + WAIT_STEP_S >= until or ctx.cancelled():
                 source, stream = missing[0]
                 raise ServiceError(
                     Reason.SNAPSHOT_NOT_REACHED,
-                    f"stream {stream!r} of {source} has come to {marks[missing[0]]}, the snapshot contains"
+                    f"stream {stream!r} of {source} has come to {marks[missing[0]].number}, the snapshot contains"
                     f" {point.as_of[missing[0]]}",
                     source=source,
                     stream=stream,
-                    last_sequence=str(marks[missing[0]]),
+                    last_sequence=str(marks[missing[0]].number),
                 )
             self._sleep(WAIT_STEP_S)
 
@@ -254,7 +258,9 @@ def _columns(
                     columns.quarantined_units.add(row=len(on_hand) - 1, reason=reason, quantity=units)
             settling.append(pb.SETTLING_UNSPECIFIED if after is None else _SETTLED[later.settled])
             if include_confirmed:
-                now = p.confirmed.get(source, 0) if isinstance(p.confirmed, dict) else 0
+                # What a correction allocated stands for what the source had allocated.
+                by = p.confirmed if isinstance(p.confirmed, dict) else {}
+                now = by.get(source, 0) + by.get(CORRECTION_SOURCE, 0)
                 confirmed.append(now - later.confirmed)
                 confirmed_settling.append(
                     pb.SETTLING_UNSPECIFIED if after is None else _SETTLED[later.confirmed_settled]

@@ -24,12 +24,13 @@ function Reads.chunk(keys, args)
   return kept and sub(kept, 13) or ''
 end
 
--- ARGV = packed {{source, stream}, ...}; reply = {clock, marks} (-1: no such stream)
+-- ARGV = packed {{source, stream}, ...}; reply = {head, {{mark (-1: no such stream), last heard (clock)}, ...}}
 function Reads.marks(keys, args)
   local base, out = sub(keys[1], 1, -5), {}
   for i, pair_of in ipairs(unpack_msg(args[1])) do
     local raw = call('HGET', base .. 'src:' .. pair_of[1], pair_of[2])
-    out[i] = raw and unpack_msg(raw)[1] or -1
+    local row = raw and unpack_msg(raw) or {-1, 0}
+    out[i] = {row[1], row[2]}
   end
   return pack({point_of(keys[1]), out})
 end
