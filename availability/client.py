@@ -24,6 +24,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # publ
 from grpc_status import rpc_status  # type: ignore[import-untyped]  # published without types
 
 from availability.client_errors import ClientError, Retry, SequenceGapError
+from availability.client_snapshots import SnapshotCalls
 from availability.delta_sender import UNACKED_BATCHES, Acked, DeltaCall, DeltaSender
 from availability.domain.uuid7 import UUID7_RANDOM_BYTES, uuid7
 from availability.v1 import availability_pb2 as av
@@ -62,7 +63,7 @@ class UnaryMethod(Protocol[Q_contra, R_co]):
     ) -> R_co: ...
 
 
-class Client:
+class Client(SnapshotCalls):
     """A connection to one server; safe to share between threads.
 
     ``token`` is sent as a bearer token with every call; without ``tls_ca`` (PEM file) the connection is plain
@@ -396,12 +397,18 @@ class Client:
         return self.call(self.reservations.CommitReservation, request)
 
     def release(
-        self, reservation_id: str, lines: Mapping[str, int] | None = None, *, request_id: str = ""
+        self,
+        reservation_id: str,
+        lines: Mapping[str, int] | None = None,
+        *,
+        reason: str = "",
+        request_id: str = "",
     ) -> res.ReleaseReservationResponse:
-        """Give back all units, or those of the named lines (sku → quantity)."""
+        """Give back all units, or those of the named lines (sku → quantity); ``reason`` goes into the log."""
         request = res.ReleaseReservationRequest(
             request_id=request_id,
             reservation_id=reservation_id,
+            reason=reason,
             lines=[RequestedLine(sku=sku, quantity=quantity) for sku, quantity in (lines or {}).items()],
         )
         return self.call(self.reservations.ReleaseReservation, request)

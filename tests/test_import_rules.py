@@ -24,6 +24,7 @@ GUEST_PARTS = (
     "availability.client",
     "availability.v1",
     "availability.client_errors",
+    "availability.audit",
     "availability.delta_sender",
     "availability.replica",
     "availability.history",
@@ -57,11 +58,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "availability.client": (
         "availability.client_errors",
+        "availability.client_snapshots",
         "availability.delta_sender",
         "availability.v1",
         "availability.domain",
     ),
     "availability.client_errors": (),
+    "availability.client_snapshots": ("availability.client_errors", "availability.v1"),
+    "availability.audit": (
+        "availability.client",
+        "availability.client_errors",
+        "availability.v1",
+        "availability.domain",
+    ),
     "availability.delta_sender": ("availability.client_errors", "availability.v1", "availability.domain"),
     # Composition roots: they read the configuration, build the parts and hand them to each other.
     "availability.app": OURS,

@@ -264,7 +264,7 @@ def test_by_sequences_the_ledgers_side_is_what_it_had(lab: Lab, seed: int, *, fu
             if confirmed_settled:
                 assert confirmed == mine[2], what
             counted = any(d.type == "SET_ON_HAND" and d.sku == sku for s in tale.steps for d in s.deltas)
-            if only_numbered and not counted:
+            if only_numbered and not counted and numbers[STREAMS[0]] > 3:
                 assert settled, f"units add up in any order: {what}"
             tallies["settled" if settled else "unsettled"] += 1
             tallies["confirmed settled" if confirmed_settled else "confirmed unsettled"] += 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from availability.cli.root import run
 from availability.domain.snapshots import CORRECTION_SOURCE, correction_id
 from availability.v1 import stock_pb2 as stk
-from tests.conftest import Names
+from tests.conftest import Names, Server
 from tests.model import Refusal
 from tests.wire import Service, refusal_of
 
@@ -249,3 +251,36 @@ def test_bad_requests_say_why(client: Service, names: Names, stocked: tuple[str,
     assert refused(client.stock.StreamSnapshot(iter([both]))) == "INVALID_REQUEST"
     neither = stk.ReadPositionsRequest()
     assert refused(client.stock.ReadPositions(neither)) == "INVALID_REQUEST"
+
+
+def test_the_command_line_takes_a_snapshot(
+    server: Server, names: Names, client: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun, sent twice, ended and read as CSV; a file that is none says where; and by numbers without a snapshot."""
+    source, node, sku = names.id("erp"), names.id("node"), names.id("sku")  # as one types them
+    tell(client, source, delta(source, "RECEIPT", sku, node, 10, number=1))
+    at = ["--target", server.grpc]
+    assert run(["snapshot", "begin", source, "--node", node, "--absent", "zero", *at]) == 0
+    name = capsys.readouterr().out.strip()
+    rows = tmp_path / "rows.csv"
+    rows.write_text(f"sku,node,on_hand\n{sku},{node},9\n{sku},{node},ten\n")
+    assert run(["snapshot", "send", name, str(rows), *at]) == 1
+    assert "line 3: 'ten' is no whole number" in capsys.readouterr().err
+    rows.write_text(f"sku,node,on_hand\n{sku},{node},9\n")
+    for _ in range(2):
+        assert run(["snapshot", "send", name, str(rows), *at]) == 0
+        assert capsys.readouterr().out == "KEPT: 1 rows\n"
+    assert run(["snapshot", "end", name, "--rows", "2", *at]) == 3
+    assert "SNAPSHOT_INCOMPLETE" in capsys.readouterr().err
+    assert run(["snapshot", "end", name, "--rows", "1", *at]) == 0
+    tell(client, source, delta(source, "SHIPMENT", sku, node, 4, number=2))
+    capsys.readouterr()
+    assert run(["snapshot", "positions", name, *at]) == 0
+    head = "sku,node,on_hand,quarantined,settled,on_hand_now\n"
+    assert capsys.readouterr().out == f"{head}{sku},{node},10,0,SETTLED,6\n"
+    assert run(["snapshot", "positions", "--source", source, "--node", node, "--as-of", "moves=1", *at]) == 0
+    assert capsys.readouterr().out == f"{head}{sku},{node},10,0,SETTLED,6\n"
+    assert run(["snapshot", "list", "--source", source, *at]) == 0
+    assert "ENDED" in capsys.readouterr().out
+    assert run(["snapshot", "close", name, *at]) == 0
+    assert run(["snapshot", "end", name, "--as-of", "nothing", *at]) == 2

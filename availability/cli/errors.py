@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from availability.client import ClientError
 
 EXIT_OTHER, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
+EXIT_FORGOTTEN, EXIT_BROKEN = 5, 6
+"""Of `audit`: something was forgotten; the ledger's sums do not add up."""
 
 _EXIT_CODES = {
     "INVALID_ARGUMENT": EXIT_USAGE,

@@ -45,7 +45,7 @@ CLIENT_CERTIFICATE: ContextVar[tuple[Path | None, Path | None]] = ContextVar(
 )
 """Certificate and key to show to the server: options of the root command, the same for every command."""
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 def connect(target: str, token_file: Path | None, tls_ca: Path | None) -> Client:
@@ -68,12 +68,12 @@ def connect(target: str, token_file: Path | None, tls_ca: Path | None) -> Client
 
 
 def parse_duration_s(text: str) -> float:
-    """Read `15m`, `90s`, `1h30m` or plain seconds."""
+    """Read `15m`, `90s`, `1h30m`, `7d` or plain seconds."""
     found = _DURATION.fullmatch(text.strip())
     if not text.strip() or found is None:
         raise usage(f"{text!r} is no duration: use 90s, 15m, 1h30m")
-    hours, minutes, seconds = found.groups()
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
+    days, hours, minutes, seconds = found.groups()
+    return int(days or 0) * 86_400 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
 
 
 def parse_lines(arguments: Sequence[str]) -> dict[str, int]:

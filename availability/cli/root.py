@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from availability.cli import (
+    audit,
     exceptions,
     health,
     historian,
@@ -23,6 +24,7 @@ from availability.cli import (
     publish,
     reads,
     server,
+    snapshot,
     token,
     writes,
 )
@@ -77,6 +79,7 @@ app.command("history", rich_help_panel="Reading")(past.history)
 app.command("watch", rich_help_panel="Reading")(reads.watch)
 app.add_typer(exceptions.app, name="exceptions", rich_help_panel="Reading")
 app.add_typer(order.app, name="order", rich_help_panel="Reading")
+app.add_typer(audit.app, name="audit", rich_help_panel="Reading")
 app.command("reserve", rich_help_panel="Checkout")(writes.reserve)
 app.command("commit", rich_help_panel="Checkout")(writes.commit)
 app.command("release", rich_help_panel="Checkout")(writes.release)
@@ -85,6 +88,7 @@ policy.app.command("export")(policy_files.export_file)
 policy.app.command("diff")(policy_files.diff_file)
 policy.app.command("import")(policy_files.import_file)
 app.add_typer(policy.app, name="policy", rich_help_panel="Stock and policy")
+app.add_typer(snapshot.app, name="snapshot", rich_help_panel="Stock and policy")
 ingest.app.add_typer(ingest_operations.app)
 app.add_typer(ingest.app, name="ingest", rich_help_panel="Stock and policy")
 app.add_typer(publish.app, name="publish", rich_help_panel="Stock and policy")

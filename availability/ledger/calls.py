@@ -60,6 +60,7 @@ class Release(msgspec.Struct, array_like=True, frozen=True):
     request: RequestKey
     reservation_id: str
     lines: list[tuple[str, int]]
+    reason: str = ""
 
 
 class HoldView(msgspec.Struct, array_like=True, frozen=True):

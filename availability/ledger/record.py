@@ -143,11 +143,12 @@ class CommittedBody(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ReleasedBody(msgspec.Struct, array_like=True, frozen=True):
-    """``lines`` are what was given back; ``ended`` is False when units are left."""
+    """``lines`` are what was given back; ``ended`` is False when units are left. ``reason`` where somebody gave one."""
 
     reservation_id: str
     ended: bool
     lines: list[HoldLine]
+    reason: str = ""
 
 
 class ExpiredBody(msgspec.Struct, array_like=True, frozen=True):

@@ -16,6 +16,7 @@ from availability.service.later import Later
 from availability.service.ledger_calls import call, ledger_failures, refuse
 from availability.service.requests import (
     check_id,
+    check_reason,
     check_reference,
     grouped_lines,
     hold_ms,
@@ -148,7 +149,11 @@ class ReservationHandlers:
         """Give units back."""
         check_reference(request.reservation_id, "reservation_id", required=True)
         lines = grouped_lines(request.lines, self._lines_max) if request.lines else []
-        command = calls.Release(request_key(request.request_id, request, ctx), request.reservation_id, lines)
+        if request.reason:
+            check_reason(request.reason)
+        command = calls.Release(
+            request_key(request.request_id, request, ctx), request.reservation_id, lines, request.reason
+        )
 
         def finish(raw: bytes) -> pb.ReleaseReservationResponse:
             reply = self._expect("RELEASED", raw, command.reservation_id)

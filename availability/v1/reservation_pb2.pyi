@@ -457,10 +457,13 @@ class ReleaseReservationRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required. Idempotency key."""
     reservation_id: _builtins.str
     """Required. Reservation."""
+    reason: _builtins.str
+    """Optional. Why, where it is not the buyer who gives up; kept in the log."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.RequestedLine]:
         """Optional. Only these units; everything where empty."""
@@ -471,10 +474,11 @@ class ReleaseReservationRequest(_message.Message):
         request_id: _builtins.str = ...,
         reservation_id: _builtins.str = ...,
         lines: _abc.Iterable[_common_pb2.RequestedLine] | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "request_id", b"request_id", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "reason", b"reason", "request_id", b"request_id", "reservation_id", b"reservation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

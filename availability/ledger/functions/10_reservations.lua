@@ -371,7 +371,7 @@ function Reservations.drop(ctx, txn, id, hold, raw, sku)
   return Reservations.give_back(ctx, txn, id, hold, raw, wanted, kits)
 end
 
--- cmd = {req, reservation_id, lines {{sku, quantity}, ...} (empty: everything)}
+-- cmd = {req, reservation_id, lines {{sku, quantity}, ...} (empty: everything), reason ('': the buyer gave up)}
 function Reservations.release(keys, args)
   local cmd = unpack_msg(args[2])
   local req, id = cmd[1], cmd[2]
@@ -391,6 +391,7 @@ function Reservations.release(keys, args)
     if not by_place then return refuse(ctx, req, 'LINE_EXCEEDS_HOLD', id, hold) end
     body = Reservations.give_back(ctx, txn, id, hold, raw, by_place, kits)
   end
+  if (cmd[4] or '') ~= '' then body[4] = cmd[4] end
   Orders.flush(ctx, txn)
   Requests.remember(ctx, txn, req, 'RELEASED', version, id)
   Log.emit(ctx, txn, KIND_RELEASED, req, Positions.flush(ctx, txn), pack(body))
