@@ -147,7 +147,9 @@ class Delivery:
             return BUSY_S
         shop.pace.sent(now, len(taken))
         self._under_way += 1
-        group.create_task(self._carry(taken, full=len(taken) >= shop.pace.items))
+        group.create_task(
+            self._carry(taken, full=len(taken) >= shop.pace.items or shop.coalescer.ready() > 0)
+        )
         await asyncio.sleep(0)
         return 0.0
 
@@ -281,7 +283,7 @@ class Delivery:
                 writes.append((job, decision))
         if not writes:
             if listings:
-                shop.pace.succeeded(shop.monotonic(), 0, shop.monotonic() - begun, full=False)
+                shop.pace.succeeded(shop.monotonic(), len(placed), shop.monotonic() - begun, full=full)
             return
         sendings = [Sending(sku=job.taken.sku, quantity=decision.quantity) for job, decision in writes]
         try:

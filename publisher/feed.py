@@ -1,7 +1,8 @@
 """From the ledger's changes to what a shop shall show: follows WatchAvailability and fills the coalescer.
 
-The watch runs on a thread of its own, because the client blocks; its batches are handed over one at a time, so a slow
-publisher slows the stream, and the server then sends the latest value per sku. What a batch brought and its version are
+The watch runs on a thread of its own, because the client blocks; it waits where too many messages wait to be kept, so a
+slow publisher slows the stream, and the server then sends the latest value per sku. What comes within a short time is
+kept together: a transaction costs as much as many rows. What a batch brought and its version are
 one transaction: a killed publisher resumes there. publish_limit comes from the channel's policy and is asked for again
 and again, because a change of it moves no sellable.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -30,6 +32,10 @@ LIMITS_S = 30.0
 PAUSE_S = 1.0
 PAUSE_MAX_S = 30.0
 OVERRIDES_PER_PAGE = 1_000
+INBOX_MESSAGES = 64
+"""So many messages of the stream wait to be kept, at most."""
+GATHER_S = 0.02
+STOP_LOOK_S = 0.2
 NOTHING_YET = "0-0"
 """Version of a stream that has not been complete once: resuming from it would start over."""
 
@@ -105,6 +111,8 @@ class Feed:
         self._limits = Limits()
         self._limits_told = False
         self._stop = threading.Event()
+        self._inbox: queue.Queue[tuple[float, av.WatchAvailabilityResponse]] = queue.Queue(INBOX_MESSAGES)
+        self._came = asyncio.Event()
         self._call: grpc.Call | None = None
         self.skus: set[str] = set()
         self.lost_at: float | None = shop.now()
@@ -131,16 +139,18 @@ class Feed:
             with contextlib.suppress(RuntimeError):  # the loop has ended before us
                 loop.call_soon_threadsafe(_end, ended, failure)
 
+        keeping = asyncio.create_task(self._keep_all())
         thread = threading.Thread(target=follow, name=f"feed {self._shop.channel}", daemon=True)
         thread.start()
         try:
-            while not ended.done():
-                await asyncio.wait([ended], timeout=LIMITS_S)
-                if not ended.done():
+            while not ended.done() and not keeping.done():
+                await asyncio.wait([ended, keeping], timeout=LIMITS_S, return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done() and not keeping.done():
                     await self._ask_limits()
-            ended.result()
+            (ended if ended.done() else keeping).result()
         finally:
             self.stop()
+            keeping.cancel()
 
     def stop(self) -> None:
         """End the watch; for any thread."""
@@ -205,15 +215,10 @@ class Feed:
                 for message in self._ledger.watch(
                     self._shop.channel, resume_version=resume_version, opened=self._opened
                 ):
-                    version = message.as_of.version
-                    if version and version != NOTHING_YET:
-                        resume_version = version
-                    else:
-                        version = ""
-                    heard = self._heard(message, version)
-                    asyncio.run_coroutine_threadsafe(heard, loop).result()
+                    if message.as_of.version not in ("", NOTHING_YET):
+                        resume_version = message.as_of.version
                     pause_s = PAUSE_S
-                    if self._stop.is_set():
+                    if not self._put(loop, message):
                         return
                 if self._stop.is_set():
                     return
@@ -226,6 +231,19 @@ class Feed:
             self._stop.wait(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
+    def _put(self, loop: asyncio.AbstractEventLoop, message: av.WatchAvailabilityResponse) -> bool:
+        """Hand a message over; wait where too many wait to be kept. Returns False when stopped."""
+        heard_at = self._shop.now()
+        while not self._stop.is_set():
+            try:
+                self._inbox.put((heard_at, message), timeout=STOP_LOOK_S)
+            except queue.Full:
+                continue
+            with contextlib.suppress(RuntimeError):  # the loop has ended before us
+                loop.call_soon_threadsafe(self._came.set)
+            return True
+        return False
+
     def _opened(self, call: grpc.Call) -> None:
         self._call = call
         if self._stop.is_set():
@@ -233,24 +251,41 @@ class Feed:
 
     # --- On the loop --------------------------------------------------------------------------------------
 
-    async def _heard(self, message: av.WatchAvailabilityResponse, version: str) -> None:
+    async def _keep_all(self) -> None:
+        """Keep what comes, for ever. Raises OwnerLost."""
+        while True:
+            await self._came.wait()
+            await asyncio.sleep(GATHER_S)
+            self._came.clear()
+            messages: list[tuple[float, av.WatchAvailabilityResponse]] = []
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    messages.append(self._inbox.get_nowait())
+            if messages:
+                await self._heard(messages)
+
+    async def _heard(self, messages: Sequence[tuple[float, av.WatchAvailabilityResponse]]) -> None:
+        """Keep messages together: the latest number of each sku, the time of the first word of it."""
         self.lost_at = None
-        heard_at = self._shop.now()
-        changes = [
-            Change(
-                sku=one.sku,
-                sellable=one.sellable_quantity,
-                wanted=self.number(one.sku, one.sellable_quantity),
-                version=message.as_of.version,
-                heard_at=heard_at,
-                blocked=one.state == av.AVAILABILITY_STATE_BLOCKED,
-            )
-            for one in message.changes
-        ]
-        self._shop.traces.heard([one.sku for one in changes], message.correlation_ids)
-        await self._keep(changes, version)
-        self.heard_version = message.as_of.version
-        if version or not message.initial:
+        changes: dict[str, Change] = {}
+        version = ""
+        for heard_at, message in messages:
+            if message.as_of.version not in ("", NOTHING_YET):
+                version = message.as_of.version
+            for one in message.changes:
+                before = changes.get(one.sku)
+                changes[one.sku] = Change(
+                    sku=one.sku,
+                    sellable=one.sellable_quantity,
+                    wanted=self.number(one.sku, one.sellable_quantity),
+                    version=message.as_of.version,
+                    heard_at=heard_at if before is None else before.heard_at,
+                    blocked=one.state == av.AVAILABILITY_STATE_BLOCKED,
+                )
+            self._shop.traces.heard([one.sku for one in message.changes], message.correlation_ids)
+        await self._keep(list(changes.values()), version)
+        self.heard_version = messages[-1][1].as_of.version
+        if version or not messages[-1][1].initial:
             self.complete.set()
 
     async def _keep(self, changes: Sequence[Change], version: str) -> None:

@@ -89,6 +89,7 @@ class Outcomes:
             [
                 Settled(
                     sku=taken.sku,
+                    sent=taken.quantity,
                     acked=quantity,
                     version=taken.version,
                     pending=False,
@@ -271,7 +272,14 @@ class Outcomes:
         await shop.records.insist(
             shop.state.settle,
             [
-                Settled(sku=one.sku, acked=None, version=one.version, pending=pending, forget=forget)
+                Settled(
+                    sku=one.sku,
+                    sent=one.quantity,
+                    acked=None,
+                    version=one.version,
+                    pending=pending,
+                    forget=forget,
+                )
                 for one in taken
             ],
             shop.now(),

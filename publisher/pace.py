@@ -44,7 +44,9 @@ class Pace:
     def __init__(self, settings: PaceSettings, now: float, chance: Callable[[], float]) -> None:
         self._settings = settings
         self._chance = chance
-        self._concurrency = 1.0
+        self._concurrency = float(
+            settings.concurrency_max
+        )  # it is the operator's word: less only after trouble
         self._items = float(settings.items_start)
         self._tokens = settings.items_per_s_max * BURST_S
         self._filled_at = now
@@ -102,7 +104,7 @@ class Pace:
         self._tokens -= items
 
     def succeeded(self, now: float, items: int, elapsed_s: float, *, full: bool) -> None:
-        """Learn from an answer in time. ``full``: it had as many items as it might, so more may be tried."""
+        """Learn from an answer in time. ``full``: more waited than went, so more may be tried."""
         settings = self._settings
         self._failures = 0
         self._retries = min(float(settings.retries_burst), self._retries + items * settings.retry_share)

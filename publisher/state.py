@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from availability.history.database import reading, upsert, writing
 from availability.history.shop_tables import shop_skus, shops
+from publisher import statements
 from publisher.storefront import Listing, StockStatus
 
 LOAD_ROWS = 10_000
@@ -70,12 +71,14 @@ class Sending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """What became of a number under way. ``acked``: what the shop acknowledged, None: unknown or nothing.
+    """What became of the number ``sent``. ``acked``: what the shop acknowledged, None: unknown or nothing.
 
-    ``pending``: it has to be sent again. ``shown``: what the shop's answer showed, where it showed something.
+    ``version``: the ledger's, of the number. ``pending``: it has to be sent again.
+    ``shown``: what the shop's answer showed, where it showed something.
     """
 
     sku: str
+    sent: int
     acked: int | None
     version: str
     pending: bool
@@ -150,16 +153,8 @@ class State:
 
     def _hold(self, connection: Connection, now: float) -> None:
         """Prove within a transaction that the shop is ours, and keep it ours until the transaction ends."""
-        held = connection.execute(
-            sa.update(shops)
-            .where(
-                shops.c.channel == self.channel,
-                shops.c.owner == self.owner,
-                shops.c.owned_until >= _clock(connection, now),
-            )
-            .values(owner=self.owner)
-        )
-        if held.rowcount != 1:
+        bound = {"b_channel": self.channel, "b_owner": self.owner, "b_clock": _clock(connection, now)}
+        if connection.execute(statements.HOLD, bound).rowcount != 1:
             raise OwnerLost(self.channel)
 
     # --- Numbers ------------------------------------------------------------------------------------------
@@ -171,143 +166,80 @@ class State:
 
         What the shop acknowledged last needs no write, unless ``always``: the shop changes its numbers itself.
         """
-        table = shop_skus
+        rows = [
+            {
+                "b_channel": self.channel,
+                "b_sku": one.sku,
+                "b_sellable": one.sellable,
+                "b_wanted": one.wanted,
+                "b_version": one.version,
+                "b_heard_at": one.heard_at,
+                "b_blocked": one.blocked,
+                "b_always": always,
+            }
+            for one in changes
+        ]
+        place = {"b_channel": self.channel, "b_now": now, "b_resume": resume_version or None}
         with writing(self._engine) as connection:
             self._hold(connection, now)
-            if changes:
-                statement = upsert(connection, table).values(
-                    {
-                        "channel": self.channel,
-                        "sku": sa.bindparam("b_sku"),
-                        "sellable": sa.bindparam("b_sellable"),
-                        "wanted": sa.bindparam("b_wanted"),
-                        "wanted_version": sa.bindparam("b_version"),
-                        "wanted_since": sa.bindparam("b_heard_at"),
-                        "blocked": sa.bindparam("b_blocked"),
-                        "pending": True,
-                        "asked": False,
-                        "acked_version": "",
-                        "shown_status": "",
-                        "sending_owner": "",
-                    }
-                )
-                new = statement.excluded
-                statement = statement.on_conflict_do_update(
-                    index_elements=["channel", "sku"],
-                    set_={
-                        "sellable": new.sellable,
-                        "wanted": new.wanted,
-                        "wanted_version": new.wanted_version,
-                        "wanted_since": sa.case(
-                            (table.c.pending, table.c.wanted_since), else_=new.wanted_since
-                        ),
-                        "blocked": new.blocked,
-                        "pending": sa.or_(
-                            sa.literal(always),
-                            table.c.acked.is_(None),
-                            table.c.acked != new.wanted,
-                            table.c.sending.is_not(None),
-                        ),
-                    },
-                )
-                connection.execute(
-                    statement,
-                    [
-                        {
-                            "b_sku": one.sku,
-                            "b_sellable": one.sellable,
-                            "b_wanted": one.wanted,
-                            "b_version": one.version,
-                            "b_heard_at": one.heard_at,
-                            "b_blocked": one.blocked,
-                        }
-                        for one in changes
-                    ],
-                )
-            place: dict[str, object] = {"heard_at": now}
-            if resume_version:
-                place["resume_version"] = resume_version
-            connection.execute(sa.update(shops).where(shops.c.channel == self.channel).values(**place))
+            if rows:
+                connection.execute(statements.HEARD[connection.dialect.name], rows)
+            connection.execute(statements.PLACE, place)
 
     def begin(self, sendings: Sequence[Sending], now: float) -> None:
         """Note numbers as under way, right before they are sent. Raises OwnerLost: then nothing may be sent."""
+        rows = [
+            {
+                "b_channel": self.channel,
+                "b_sku": one.sku,
+                "b_quantity": one.quantity,
+                "b_now": now,
+                "b_owner": self.owner,
+            }
+            for one in sendings
+        ]
         with writing(self._engine) as connection:
             self._hold(connection, now)
-            connection.execute(
-                sa.update(shop_skus)
-                .where(self._mine, shop_skus.c.sku == sa.bindparam("b_sku"))
-                .values(
-                    sending=sa.bindparam("b_quantity"), sending_at=now, sending_owner=self.owner, asked=False
-                ),
-                [{"b_sku": one.sku, "b_quantity": one.quantity} for one in sendings],
-            )
+            connection.execute(statements.BEGIN, rows)
 
     def settle(self, settled: Sequence[Settled], now: float) -> None:
         """Note what became of numbers under way. A number heard meanwhile stays pending."""
-        table = shop_skus
-        rows = {
-            "acked": [one for one in settled if one.acked is not None],
-            "open": [one for one in settled if one.acked is None],
-        }
-        shown = sa.bindparam("b_shown", type_=sa.BigInteger)
-        status = sa.bindparam("b_status", type_=sa.Text)
-        base = sa.update(table).where(self._mine, table.c.sku == sa.bindparam("b_sku"))
-        read = {
-            "shown": sa.func.coalesce(shown, table.c.shown),
-            "shown_status": sa.case((shown.is_(None), table.c.shown_status), else_=status),
-            "shown_at": sa.case((shown.is_(None), table.c.shown_at), else_=now),
-        }
-        over = {"sending": None, "sending_at": None, "sending_owner": "", "asked": False}
+        acked = [self._bound(one, now) for one in settled if one.acked is not None]
+        others = [self._bound(one, now) for one in settled if one.acked is None]
         with writing(self._engine) as connection:
-            if rows["acked"]:
-                acked = sa.bindparam("b_acked", type_=sa.BigInteger)
-                version = sa.bindparam("b_version", type_=sa.Text)
-                newer = table.c.wanted_version != version
-                connection.execute(
-                    base.values(
-                        acked=acked,
-                        acked_version=version,
-                        acked_at=now,
-                        pending=sa.or_(
-                            sa.bindparam("b_pending", type_=sa.Boolean),
-                            sa.and_(newer, table.c.wanted != acked),
-                        ),
-                        **over,
-                        **read,
-                    ),
-                    [_bound(one) for one in rows["acked"]],
-                )
-            if rows["open"]:
-                forget = sa.bindparam("b_forget", type_=sa.Boolean)
-                newer = table.c.wanted_version != sa.bindparam("b_version", type_=sa.Text)
-                connection.execute(
-                    base.values(
-                        acked=sa.case((forget, sa.null()), else_=table.c.acked),
-                        pending=sa.or_(sa.bindparam("b_pending", type_=sa.Boolean), newer),
-                        **over,
-                        **read,
-                    ),
-                    [_bound(one) for one in rows["open"]],
-                )
+            if acked:
+                connection.execute(statements.ACKED, acked)
+            if others:
+                connection.execute(statements.NOT_ACKED, others)
+
+    def _bound(self, one: Settled, now: float) -> dict[str, object]:
+        bound: dict[str, object] = {
+            "b_channel": self.channel,
+            "b_sku": one.sku,
+            "b_pending": one.pending,
+            "b_shown": one.shown,
+            "b_status": one.status.value,
+            "b_now": now,
+        }
+        if one.acked is None:
+            return bound | {"b_forget": one.forget, "b_sent": one.sent}
+        return bound | {"b_acked": one.acked, "b_version": one.version}
 
     def saw(self, listings: Iterable[tuple[str, Listing]], now: float) -> None:
         """Keep what the shop shows of skus (the ledger's names) when it is read."""
         rows = [
-            {"b_sku": sku, "b_shown": one.quantity, "b_status": one.status.value} for sku, one in listings
+            {
+                "b_channel": self.channel,
+                "b_sku": sku,
+                "b_shown": one.quantity,
+                "b_status": one.status.value,
+                "b_now": now,
+            }
+            for sku, one in listings
         ]
-        if not rows:
-            return
-        with writing(self._engine) as connection:
-            connection.execute(
-                sa.update(shop_skus)
-                .where(self._mine, shop_skus.c.sku == sa.bindparam("b_sku"))
-                .values(
-                    shown=sa.bindparam("b_shown", type_=sa.BigInteger),
-                    shown_status=sa.bindparam("b_status", type_=sa.Text),
-                    shown_at=now,
-                ),
-                rows,
-            )
+        if rows:
+            with writing(self._engine) as connection:
+                connection.execute(statements.SAW, rows)
 
     def ask(self, skus: Sequence[str]) -> int:
         """Have the running publisher write these again, whatever was acknowledged. Returns how many it knows."""
@@ -379,18 +311,6 @@ def channels(engine: Engine) -> list[str]:
     """Return the channels that somebody has published to."""
     with reading(engine) as connection:
         return list(connection.execute(sa.select(shops.c.channel).order_by(shops.c.channel)).scalars())
-
-
-def _bound(one: Settled) -> dict[str, object]:
-    return {
-        "b_sku": one.sku,
-        "b_acked": one.acked,
-        "b_version": one.version,
-        "b_pending": one.pending,
-        "b_shown": one.shown,
-        "b_status": one.status.value,
-        "b_forget": one.forget,
-    }
 
 
 def _clock(connection: Connection, now: float) -> float:

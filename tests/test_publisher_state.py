@@ -61,11 +61,13 @@ def test_what_was_acknowledged_and_what_came_meanwhile(engine: Engine) -> None:
     state.begin([Sending(sku="a", quantity=5)], 1_001.0)
     assert (only(state).sending, only(state).sending_owner) == (5, "one")
     state.heard([change("a", 4, "1-2", 1_001.5)], "1-2", 1_001.5)
-    settled = Settled(sku="a", acked=5, version="1-1", pending=False, shown=5, status=StockStatus.IN_STOCK)
+    settled = Settled(
+        sku="a", sent=5, acked=5, version="1-1", pending=False, shown=5, status=StockStatus.IN_STOCK
+    )
     state.settle([settled], 1_002.0)
     row = only(state)
     assert (row.acked, row.acked_version, row.sending, row.pending) == (5, "1-1", None, True)
-    state.settle([Settled(sku="a", acked=4, version="1-2", pending=False)], 1_003.0)
+    state.settle([Settled(sku="a", sent=4, acked=4, version="1-2", pending=False)], 1_003.0)
     assert (only(state).acked, only(state).pending, only(state).shown) == (4, False, 5)
     state.heard([change("a", 4, "1-3", 1_004.0)], "1-3", 1_004.0)
     assert not only(state).pending, "the shop shows it already"
@@ -77,10 +79,10 @@ def test_an_unknown_outcome_forgets_what_was_acknowledged(engine: Engine) -> Non
     """A restart must not skip a number because it was acknowledged before a write that nobody knows the end of."""
     state = owned(engine)
     state.heard([change("a", 5, "1-1")], "1-1", 1_000.0)
-    state.settle([Settled(sku="a", acked=5, version="1-1", pending=False)], 1_001.0)
+    state.settle([Settled(sku="a", sent=5, acked=5, version="1-1", pending=False)], 1_001.0)
     state.heard([change("a", 4, "1-2")], "1-2", 1_002.0)
     state.begin([Sending(sku="a", quantity=4)], 1_002.0)
-    state.settle([Settled(sku="a", acked=None, version="1-2", pending=True, forget=True)], 1_003.0)
+    state.settle([Settled(sku="a", sent=4, acked=None, version="1-2", pending=True, forget=True)], 1_003.0)
     assert (only(state).acked, only(state).pending) == (None, True)
     state.heard([change("a", 5, "1-3")], "1-3", 1_004.0)
     assert only(state).pending
@@ -108,7 +110,10 @@ def test_operators_ask_for_another_write(engine: Engine) -> None:
     """What is asked for is found by the running publisher, once."""
     state = owned(engine)
     state.heard([change("a", 5, "1-1"), change("b", 6, "1-1")], "1-1", 1_000.0)
-    settled = [Settled(sku=sku, acked=1, version="1-1", pending=False) for sku in ("a", "b")]
+    settled = [
+        Settled(sku=sku, sent=quantity, acked=quantity, version="1-1", pending=False)
+        for sku, quantity in (("a", 5), ("b", 6))
+    ]
     state.settle(settled, 1_001.0)
     assert state.ask(["b", "unknown"]) == 1
     assert [row.sku for row in state.asked()] == ["b"]
@@ -174,7 +179,7 @@ def test_status_tells_what_waits(engine: Engine) -> None:
     """Backlog, lag and letters are asked of the database alone."""
     state = owned(engine)
     state.heard([change("a", 5, "1-1", 990.0), change("b", 5, "1-1", 995.0)], "1-1", 1_000.0)
-    state.settle([Settled(sku="b", acked=5, version="1-1", pending=False)], 1_000.0)
+    state.settle([Settled(sku="b", sent=5, acked=5, version="1-1", pending=False)], 1_000.0)
     one = statuses(engine, 1_000.0)[0]
     assert (one.skus, one.backlog, one.lag_s, one.last_acked_s) == (2, 1, 10.0, 0.0)
     assert one.publishing
