@@ -16,7 +16,7 @@ from ingest.formats.csv_text import CsvSettings
 from ingest.formats.edifact_invrpt import InvrptSettings
 from ingest.formats.fixed_width import FixedColumn, FixedWidthSettings
 from ingest.formats.json_lines import JsonLinesSettings
-from ingest.formats.parquet import ParquetSettings
+from ingest.formats.parquet import SLICE_ROWS, ParquetSettings
 from ingest.formats.x12_846 import X12Settings
 from ingest.formats.xml_records import XmlSettings
 from ingest.rows import ArtifactRefused, BadRow, Row
@@ -98,6 +98,15 @@ def test_json_numbers_stay_exact() -> None:
     assert found == [("T", 3), ("T", "0.1000"), "MALFORMED_ROW", "MALFORMED_ROW"]
 
 
+def parquet_bytes(rows: int = 3) -> bytes:
+    """A real file, uncompressed, with a row group for each slice."""
+    buffer = io.BytesIO()
+    frame = pl.DataFrame({"sku": [f"s{n}" for n in range(rows)], "quantity": range(rows)})
+    frame = frame.with_columns(note=pl.lit("damage me"))
+    frame.write_parquet(buffer, compression="uncompressed", row_group_size=SLICE_ROWS)
+    return buffer.getvalue()
+
+
 def test_parquet_by_names() -> None:
     """Columns in the order asked for; a missing one refuses the file."""
     buffer = io.BytesIO()
@@ -105,6 +114,18 @@ def test_parquet_by_names() -> None:
     assert read(ParquetSettings(), buffer.getvalue(), "sku", "quantity") == [("T", 3), ("C", 4)]
     with pytest.raises(ArtifactRefused, match="node"):
         read(ParquetSettings(), buffer.getvalue(), "node")
+
+
+def test_a_damaged_part_of_parquet_is_one_bad_row_and_the_others_are_read() -> None:
+    """A row group that cannot be read is told with its rows; a file whose description is damaged is refused."""
+    whole = parquet_bytes(rows=SLICE_ROWS + 5)
+    at = whole.index(b"damage me")
+    found = read(ParquetSettings(), whole[:at] + b"xxxxxxxxx" + whole[at + 9 :], "sku")
+    assert found, "a text is no damage"
+    body = bytearray(whole)
+    body[8:60] = b"\xff" * 52  # the head of the first page
+    found = read(ParquetSettings(), bytes(body), "sku")
+    assert found == ["UNREADABLE", *[(f"s{SLICE_ROWS + n}",) for n in range(5)]]
 
 
 COLUMNS: dict[str, tuple[object, Sequence[str], bytes]] = {
@@ -115,7 +136,7 @@ COLUMNS: dict[str, tuple[object, Sequence[str], bytes]] = {
     "xml": (XmlSettings(record="Item"), ("MATNR", "../Header/BUDAT"), XML.encode()),
     "x12": (X12Settings(), ("sku", "quantity", "time"), X12.encode()),
     "invrpt": (InvrptSettings(), ("sku", "quantity", "node"), INVRPT.encode()),
-    "parquet": (ParquetSettings(), ("sku",), b"PAR1"),
+    "parquet": (ParquetSettings(), ("sku",), parquet_bytes()),
 }
 
 

@@ -50,7 +50,7 @@ class ParquetDecoder:
             return
         yield from self._table_rows(artifact, columns)
 
-    def _table_rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    def _table_rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         import polars as pl
 
         path = Path(str(getattr(artifact, "name", "")))
@@ -63,7 +63,7 @@ class ParquetDecoder:
                 lazy = pl.scan_parquet(path)
                 names = lazy.collect_schema().names()
                 total = lazy.select(pl.len()).collect().item()
-            except (pl.exceptions.PolarsError, OSError) as error:
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
                 raise ArtifactRefused(f"this is no Parquet file that can be read: {error}") from error
             missing = [column for column in columns if column not in names]
             if missing:
@@ -72,8 +72,15 @@ class ParquetDecoder:
                 )
             wanted = list(dict.fromkeys(columns))
             for first in range(0, total, SLICE_ROWS):
-                frame = lazy.select(wanted).slice(first, SLICE_ROWS).collect()
-                cells = frame.select(columns)
+                try:
+                    cells = lazy.select(wanted).slice(first, SLICE_ROWS).collect().select(columns)
+                # The library panics at some damage, which is no Exception; other slices may be good.
+                except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+                    last = min(total, first + SLICE_ROWS)
+                    yield BadRow(
+                        first + 1, "UNREADABLE", f"rows {first + 1} to {last} cannot be read: {error}", b""
+                    )
+                    continue
                 for number, (values, raw) in enumerate(
                     zip(cells.iter_rows(), _lines(cells), strict=True), first + 1
                 ):
