@@ -60,6 +60,7 @@ from availability.service.reservation_handlers import ReservationHandlers
 from availability.service.stock_handlers import StockHandlers
 from availability.service.tls import TlsFileError, TlsFiles, server_credentials
 from availability.telemetry import Telemetry, setup_logging, start_metrics_listener
+from availability.telemetry.spans import Spans, TracingUnavailable
 
 _LOG = structlog.get_logger(__name__)
 
@@ -207,8 +208,19 @@ def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[R
         )
         inspector.start()
         stack.callback(inspector.stop)
+        spans = spans_of(settings, "availability-server")
+        if spans is not None:
+            stack.callback(spans.shutdown)
         server, pool = _grpc_server(
-            settings, ledger, replica, book, telemetry, authenticator, credentials, reuse_port=reuse_port
+            settings,
+            ledger,
+            replica,
+            book,
+            telemetry,
+            authenticator,
+            credentials,
+            reuse_port=reuse_port,
+            spans=spans,
         )
         stack.callback(pool.shutdown, wait=False)
         stop_metrics = start_metrics_listener(settings.metrics.listen, telemetry.registry)
@@ -225,6 +237,17 @@ def serving(settings: Settings, *, reuse_port: bool = False) -> Iterator[tuple[R
         )
         _settle_memory()
         yield where, ledger
+
+
+def spans_of(settings: Settings, service: str) -> Spans | None:
+    """Return what makes and sends spans; None where nobody asked for them. Raises StartRefused."""
+    tracing = settings.tracing
+    if not tracing.otlp_endpoint:
+        return None
+    try:
+        return Spans(service=service, endpoint=tracing.otlp_endpoint, sample_percent=tracing.sample_percent)
+    except TracingUnavailable as error:
+        raise StartRefused(str(error)) from error
 
 
 def _feed_ages(ledger: Ledger) -> Iterator[tuple[str, str, float, bool]]:
@@ -417,6 +440,7 @@ def _grpc_server(
     credentials: grpc.ServerCredentials | None,
     *,
     reuse_port: bool,
+    spans: Spans | None,
 ) -> tuple[GrpcServer, LendingPool]:
     limits = settings.limits
     durability = DURABILITIES[settings.redis.profile]
@@ -501,6 +525,7 @@ def _grpc_server(
         metrics=telemetry.calls,
         credentials=credentials,
         channel_of=channel_of,
+        tracing=spans,
     )
     return server, pool
 

@@ -362,6 +362,19 @@ class DrainSettings(_Section):
     grace_ms: int = Field(10_000, ge=0, le=600_000, description="Time that open calls have to end.")
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry; needs the extra `otel`."""
+
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(|https?://\S+)$",
+        description="Where spans go by OTLP over gRPC, as http://host:4317; empty: no spans.",
+    )
+    sample_percent: float = Field(
+        1, ge=0, le=100, description="Calls with a span, of those whose caller does not say."
+    )
+
+
 class MetricsSettings(_Section):
     """Prometheus."""
 
@@ -452,6 +465,7 @@ class Settings(BaseSettings):
     watch: WatchSettings = Field(default_factory=WatchSettings)
     drain: DrainSettings = Field(default_factory=DrainSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
     logging: LoggingSettings = Field(default_factory=LoggingSettings)
 

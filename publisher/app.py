@@ -30,6 +30,7 @@ from publisher.shop_publisher import ShopPublisher
 from publisher.state import State
 from publisher.status import ShopStatus, statuses
 from publisher.storefront import Storefront
+from publisher.traces import Spans
 from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.stock import WooStock
 
@@ -116,6 +117,7 @@ class PublisherDesk:
         listen: str = "",
         environment: Mapping[str, str] | None = None,
         told: Callable[[str], None] = lambda _: None,
+        spans: Spans | None = None,
     ) -> None:
         """Publish to these shops (empty: all) until stopped. ``stopped`` is given what to call then, from any thread.
 
@@ -127,7 +129,12 @@ class PublisherDesk:
         metrics = PublishMetrics()
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         around = Surroundings(
-            engine=self.engine, client=self.client, environment=environment, metrics=metrics, owner=owner
+            engine=self.engine,
+            client=self.client,
+            environment=environment,
+            metrics=metrics,
+            owner=owner,
+            spans=spans,
         )
         assembled: dict[str, Assembled] = {}
         for channel in channels or list(self.shops):

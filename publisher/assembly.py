@@ -26,6 +26,7 @@ from publisher.rolling import Rolling
 from publisher.settings import Mode, OrdersSettings, SettingsRefused, ShopSettings, WebhookSettings
 from publisher.shop_publisher import Companion, Parts, RuleMaker, ShopPublisher
 from publisher.storefront import Storefront
+from publisher.traces import Spans, Traces
 from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.orders import WooOrders
 
@@ -51,6 +52,7 @@ class Surroundings:
     environment: Mapping[str, str]
     metrics: PublishMetrics
     owner: str
+    spans: Spans | None = None
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
@@ -80,6 +82,7 @@ def assemble(
         keys=lambda: settings.credentials(around.environment).fingerprint(),
         owner=around.owner,
         metrics=around.metrics,
+        traces=Traces(spans=around.spans),
         guard=guard,
         rule=_mirrored(intake, channel, around) if mirror and intake is not None else None,
         prepare=_prepared(guard, approvals, around.now),

@@ -32,6 +32,7 @@ from publisher.records import Records
 from publisher.settings import Mode, ShopSettings
 from publisher.state import OPEN, RUNNING, STOPPED, OwnerLost, State
 from publisher.storefront import FailureKind, ShopFailure, Storefront
+from publisher.traces import Traces
 
 _LOG = structlog.get_logger(__name__)
 
@@ -80,6 +81,7 @@ class ShopPublisher:
     companions: tuple[Companion, ...] = ()
     verified_at: Callable[[], float | None] = lambda: None
     zeros_held: Callable[[], int] = lambda: 0
+    traces: Traces = field(default_factory=Traces)
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
@@ -140,6 +142,7 @@ class ShopPublisher:
             rows=ListingRows(self.engine, self.channel),
             records=records,
             metrics=self.metrics,
+            traces=self.traces,
             now=self.now,
             monotonic=self.monotonic,
         )

@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 from availability.telemetry import Trace
 
 REMEMBERED_MAX = 65_536
 """Skus of which the correlation id of the last change is remembered; the oldest are forgotten first."""
 HEADER = "traceparent"
+SAMPLED = "01"
+"""Last field of a traceparent that is to be recorded."""
 
 _CURRENT: ContextVar[str] = ContextVar("traceparent of the write under way", default="")
+
+
+class Spans(Protocol):
+    """Makes spans of calls to others: ``availability.telemetry.spans.Spans``."""
+
+    def calling(self, name: str, traceparent: str, **attributes: str | int) -> AbstractContextManager[str]:
+        """Wrap a call; the context gives the traceparent that it is to carry."""
+        ...
 
 
 def headers() -> dict[str, str]:
@@ -34,9 +45,10 @@ def _span() -> str:
 class Traces:
     """Correlation ids by sku. On the publisher's loop only."""
 
-    def __init__(self, new_span: Callable[[], str] = _span) -> None:
+    def __init__(self, new_span: Callable[[], str] = _span, spans: Spans | None = None) -> None:
         self._ids: dict[str, str] = {}
         self._new_span = new_span
+        self._spans = spans
 
     def heard(self, skus: Sequence[str], correlation_ids: Sequence[str]) -> None:
         """Note whose event is behind each change; ``correlation_ids`` empty: nobody's is known."""
@@ -55,8 +67,17 @@ class Traces:
     def writing(self, skus: Sequence[str]) -> Iterator[list[str]]:
         """Let calls made meanwhile carry the trace of the first of these skus that has one; yield all their ids."""
         found = self.of(skus)
-        token = _CURRENT.set(Trace.of_correlation(found[0], self._new_span()).traceparent() if found else "")
-        try:
-            yield found
-        finally:
-            _CURRENT.reset(token)
+        traceparent = Trace.of_correlation(found[0], self._new_span()).traceparent() if found else ""
+        with ExitStack() as stack:
+            if self._spans is not None:
+                if (
+                    found
+                ):  # whether the source's own span was sampled is not known here: this one is to be seen
+                    traceparent = traceparent[:-2] + SAMPLED
+                span = self._spans.calling("publish", traceparent, skus=len(skus))
+                traceparent = stack.enter_context(span)
+            token = _CURRENT.set(traceparent)
+            try:
+                yield found
+            finally:
+                _CURRENT.reset(token)

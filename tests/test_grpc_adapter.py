@@ -87,6 +87,7 @@ class Running:
         credentials = options.pop("credentials", None)
         channel_of = options.pop("channel_of", lambda _: "")
         rate = options.pop("rate", None)
+        tracing = options.pop("tracing", None)
         self.server = GrpcServer(
             handlers=dict.fromkeys(contract_services(), self.handlers),
             pool=self.pool,
@@ -99,6 +100,7 @@ class Running:
             metrics=self.telemetry.calls,
             credentials=credentials,
             channel_of=channel_of,
+            tracing=tracing,
         )
         self.port = self.server.start()
         # Any: the stubs want types for every method, and these calls send raw bytes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,9 +17,10 @@ from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, Toke
 from availability.cli.output import console, print_json, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from availability.client import Client
+    from availability.telemetry.spans import Spans
     from publisher.app import PublisherDesk
     from publisher.letters import KeptLetter
 
@@ -60,6 +61,20 @@ def _desk(
     )
 
 
+@contextmanager
+def _spans(config: Path | None) -> Iterator[Spans | None]:
+    """Make spans where tracing.otlp_endpoint says so."""
+    from availability.app import spans_of
+    from availability.config import load_settings
+
+    spans = spans_of(load_settings(config), "availability-publisher")
+    try:
+        yield spans
+    finally:
+        if spans is not None:
+            spans.shutdown()
+
+
 @app.command()
 def run(
     shops: Shops = DEFAULT_SHOPS,
@@ -85,12 +100,16 @@ def run(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop())
 
-    with _desk(shops, config, data_dir, connect(target, token_file, tls_ca)) as desk:
+    with (
+        _spans(config) as spans,
+        _desk(shops, config, data_dir, connect(target, token_file, tls_ca)) as desk,
+    ):
         desk.run(
             channels=channel or [],
             stopped=stopped,
             metrics_listen=metrics,
             listen=listen,
+            spans=spans,
             told=lambda text: print(text, file=sys.stderr, flush=True),
         )
 

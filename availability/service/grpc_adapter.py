@@ -24,6 +24,7 @@ from availability.service.grpc_pipeline import (
     NoMetrics,
     Pipeline,
     ServerOptions,
+    Tracing,
     on_own_pool,
     only,
 )
@@ -57,6 +58,7 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         rpcs: Sequence[Rpc] = RPCS,
         channel_of: Callable[[str], str | None] = lambda _reservation_id: "",
+        tracing: Tracing | None = None,
     ) -> None:
         """Build it from one handlers object per service name. `channel_of` tells a reservation's channel, None
         where there is no such reservation; without it tokens that are bound to channels reach none.
@@ -73,6 +75,7 @@ class GrpcServer:
             options=options,
             metrics=metrics or NoMetrics(),
             channel_of=channel_of,
+            tracing=tracing,
         )
         self._options = options
         self._health = health

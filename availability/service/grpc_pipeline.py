@@ -55,7 +55,7 @@ _TRACEPARENT = re.compile(r"\A[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[
 
 Handler = Callable[[Any, CallContext], Any]  # Any: messages of 30 types; the table pairs them with handlers
 CallObserver = Callable[[str, float], None]
-Behaviour = Callable[[Iterator[bytes], grpc.ServicerContext], Any]
+Behaviour = Callable[..., Any]  # Any: (requests, context), and where it answers later, how
 
 
 class CallMetrics(Protocol):
@@ -63,6 +63,14 @@ class CallMetrics(Protocol):
 
     def observer(self, method: str, *, timed: bool = True) -> CallObserver:
         """Return what counts one ended call of the method; `timed` not, where it is a stream."""
+        ...
+
+
+class Tracing(Protocol):
+    """Makes spans of calls."""
+
+    def began(self, path: str, traceparent: str) -> Callable[[str], None] | None:
+        """Begin a call's span; return what ends it, given the code's name; None where it is not sampled."""
         ...
 
 
@@ -101,7 +109,9 @@ class Pipeline:
         options: ServerOptions,
         metrics: CallMetrics,
         channel_of: Callable[[str], str | None],
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._pool = pool
         self._channel_of = channel_of
         self._authenticator = authenticator
@@ -123,8 +133,10 @@ class Pipeline:
         encode: Callable[[Message], bytes] = GetMessageClass(descriptor.output_type).SerializeToString
         if not rpc.streams:
             if DEFERRING and rpc.service == "ReservationService":
-                return grpc.stream_stream_rpc_method_handler(self._deferring(rpc, handler, decode, encode))
-            return grpc.stream_unary_rpc_method_handler(self._unary(rpc, handler, decode, encode))
+                deferring = self._traced(rpc.path, self._deferring(rpc, handler, decode, encode))
+                return grpc.stream_stream_rpc_method_handler(deferring)
+            unary = self._traced(rpc.path, self._unary(rpc, handler, decode, encode))
+            return grpc.stream_unary_rpc_method_handler(unary)
         limit = self._options.streams_max.get(rpc.method, STREAMS_MAX_DEFAULT)
         return self.limited(rpc.method, self._stream(rpc, handler, decode, encode), limit, rpc.path)
 
@@ -160,6 +172,28 @@ class Pipeline:
             raise AssertionError  # abort has raised
 
         return behaviour
+
+    def _traced(self, path: str, behaviour: Behaviour) -> Behaviour:
+        """Return a method with a span around each call; the method as it is where nobody traces."""
+        if self._tracing is None:
+            return behaviour
+        began = self._tracing.began
+
+        def traced(requests: Iterator[bytes], grpc_context: Any, *more: Any) -> Any:  # Any: as gRPC calls it
+            ended = began(path, _traceparent(grpc_context.invocation_metadata()))
+            if ended is not None:
+                end = ended
+
+                def tell() -> None:
+                    code = grpc_context.code()
+                    end("OK" if code is None else code.name)
+
+                if not grpc_context.add_callback(tell):
+                    end("CANCELLED")
+            return behaviour(requests, grpc_context, *more)
+
+        traced.__dict__.update(behaviour.__dict__)  # how gRPC is to run it
+        return traced
 
     def _begun(
         self, rpc: Rpc, handler: Handler, decode: Callable[[bytes], Message]
@@ -427,6 +461,13 @@ def _scan(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[str, str]
             found = _TRACEPARENT.match(value)
             trace_id = found[1] if found else ""
     return authorization, correlation_id or trace_id
+
+
+def _traceparent(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    for key, value in metadata or ():
+        if key == "traceparent" and isinstance(value, str):
+            return value
+    return ""
 
 
 def _denied(principal: Principal, rpc: Rpc) -> ServiceError:
