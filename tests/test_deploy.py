@@ -43,7 +43,7 @@ GRPC_PORT = int(DEFAULT_TARGET.rpartition(":")[2])
 METRICS_PORT = 9464
 ELSEWHERE = {22, 53, 443, 5432}
 """Ports of what is not ours: SSH, DNS, HTTPS, PostgreSQL."""
-COMING = (["reconcile"], ["publish", "verify"])
+COMING = (["reconcile"], ["publish", "verify"], ["publish", "approve"])
 """Commands that runbooks name and whose parts are not in the command line yet."""
 EXPOSURE_MAX = 20
 """Of systemd-analyze security, in tenths: 2.0 of 10."""
