@@ -96,6 +96,41 @@ def status(
         screen.print(remark)
 
 
+@app.command("retain")
+def retain(
+    keep_days: Annotated[
+        int | None, typer.Option("--keep-days", min=1, help="Days that stay; else the settings'.")
+    ] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Let old days leave the database: archived as Parquet, or dropped, as the settings say. For a nightly job."""
+    from availability.history.app import archive_dir, history_engine
+    from availability.history.retention import Retention
+    from availability.history.seal import Sealer
+
+    settings = settings_of(config, data_dir)
+    limits = settings.history
+    engine = history_engine(settings)
+    try:
+        done = Retention(
+            engine,
+            Sealer.from_file(limits.seal_key_file),
+            keep_days=limits.keep_days if keep_days is None else keep_days,
+            archive_dir=archive_dir(settings) if limits.archive else None,
+        ).run_by_clock()
+    finally:
+        engine.dispose()
+    screen = console()
+    if not done.days:
+        screen.print("no day is old enough to leave")
+        return
+    what = "archived" if done.archived else "dropped"
+    screen.print(
+        f"{what}: {', '.join(done.days)}; {done.positions:,} positions stand as of then", markup=False
+    )
+
+
 @app.command("forget")
 def forget(redis: Redis = None, ready_file: ReadyFile = None, config: Config = None) -> None:
     """Give the log free: no historian will come back. What it has not written then may be trimmed."""

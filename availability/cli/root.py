@@ -12,6 +12,7 @@ import typer
 
 from availability.cli import (
     audit,
+    audit_chain,
     exceptions,
     health,
     historian,
@@ -79,6 +80,7 @@ app.command("history", rich_help_panel="Reading")(past.history)
 app.command("watch", rich_help_panel="Reading")(reads.watch)
 app.add_typer(exceptions.app, name="exceptions", rich_help_panel="Reading")
 app.add_typer(order.app, name="order", rich_help_panel="Reading")
+audit.app.command("verify-chain")(audit_chain.verify_chain)
 app.add_typer(audit.app, name="audit", rich_help_panel="Reading")
 app.command("reserve", rich_help_panel="Checkout")(writes.reserve)
 app.command("commit", rich_help_panel="Checkout")(writes.commit)

@@ -18,9 +18,9 @@ _FORK = ("fork", "kept_version", "seen_version", "records", "reason", "noticed_m
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def day_fields(row: Mapping[str, object]) -> list[object]:
-    """Return all of a row of ``journal_days`` but its seal."""
-    return [row[name] for name in _DAY]
+def day_fields(row: Mapping[str, object], ledger_id: str) -> list[object]:
+    """Return all of a row of ``journal_days`` but its seal, and whose history it is."""
+    return [ledger_id, *(row[name] for name in _DAY)]
 
 
 def baseline_fields(row: Mapping[str, object]) -> list[object]:

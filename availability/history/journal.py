@@ -128,7 +128,7 @@ class Journal:
             insert_rows(connection, policies, rows.policies)
             insert_names(connection, positions, rows.new_positions)
             insert_names(connection, policy_names, rows.policy_names)
-            self._count_days(connection, rows.journal, at.chain)
+            self._count_days(connection, rows.journal, at)
 
     def _move(self, connection: Connection, at: Place, after: Place) -> None:
         """Take the place, first of all: whoever comes from the same one waits here and finds it moved."""
@@ -145,8 +145,9 @@ class Journal:
         if moved.rowcount != 1:
             raise PlaceMoved(f"the journal is not at {at.version} any more: another historian writes")
 
-    def _count_days(self, connection: Connection, rows: Sequence[Row], chain: str) -> None:
+    def _count_days(self, connection: Connection, rows: Sequence[Row], at: Place) -> None:
         """Note what the rows add to their days; close the days that are over."""
+        chain = at.chain
         counted: dict[int, list[Row]] = {}
         for row in rows:
             counted.setdefault(row[0], []).append(row)  # type: ignore[arg-type]  # the first column is the day
@@ -179,17 +180,7 @@ class Journal:
             )
             chain = str(last[7])
         if counted:
-            self.seal_days(connection, before=max(counted))
-
-    def seal_days(self, connection: Connection, *, before: int) -> int:
-        """Seal the days that are over; return how many."""
-        days = connection.execute(
-            sa.select(journal_days).where(journal_days.c.day < before, journal_days.c.seal == "")
-        ).all()
-        for day in days:
-            seal = self._sealer.seal("journal_days", day_fields(day._asdict()))
-            connection.execute(sa.update(journal_days).where(journal_days.c.day == day.day).values(seal=seal))
-        return len(days)
+            seal_days(connection, self._sealer, at.ledger_id, before=max(counted))
 
     # --- Forks -------------------------------------------------------------------------------------------
 
@@ -318,6 +309,16 @@ class Journal:
         """Write a baseline's own row, sealed."""
         seal = self._sealer.seal("baselines", baseline_fields(row))
         connection.execute(sa.insert(baselines).values(**row, seal=seal))
+
+
+def seal_days(connection: Connection, sealer: Sealer, ledger_id: str, *, before: int) -> int:
+    """Seal the days that are over and have no seal; return how many."""
+    c = journal_days.c
+    days = connection.execute(sa.select(journal_days).where(c.day < before, c.seal == "")).all()
+    for day in days:
+        seal = sealer.seal("journal_days", day_fields(day._asdict(), ledger_id))
+        connection.execute(sa.update(journal_days).where(c.day == day.day).values(seal=seal))
+    return len(days)
 
 
 def chain_at(connection: Connection, version: int) -> str | None:

@@ -11,9 +11,10 @@ from sqlalchemy.engine import Connection
 
 from availability.domain.version import Version
 from availability.history.database import HistoryError
-from availability.history.journal import GAP, JOURNAL, START
+from availability.history.journal import GAP, JOURNAL, RETENTION, START
 from availability.history.partitions import day_text
 from availability.history.tables import (
+    RETAINED,
     baselines,
     historian,
     journal,
@@ -35,7 +36,7 @@ class NotInHistory(HistoryError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """A point of the history. ``baseline`` is the last one before it (0: none); nothing before ``floor`` counts."""
+    """A point of the history; nothing before ``floor`` counts. ``baseline``: of baseline_positions, 0: none."""
 
     version: int
     clock_ms: int
@@ -85,8 +86,13 @@ def _at_version(connection: Connection, number: int) -> Moment:
     known = connection.execute(
         sa.select(baselines).where(baselines.c.version <= number).order_by(baselines.c.version)
     ).all()
-    baseline = known[-1].version if known else 0
-    floor = max((row.version for row in known if row.reason == GAP), default=0)
+    baseline = RETAINED if known and known[-1].reason == RETENTION else known[-1].version if known else 0
+    floor = max((row.version if row.reason == GAP else row.after_version for row in known), default=0)
+    begins = connection.scalar(
+        sa.select(sa.func.max(baselines.c.version)).where(baselines.c.reason == RETENTION)
+    )
+    if begins is not None and number < begins:
+        raise NotInHistory(_why_missing(connection, number))
     if known and known[-1].version == number:
         return Moment(
             version=number, clock_ms=known[-1].clock_ms, day=known[-1].day, baseline=baseline, floor=floor

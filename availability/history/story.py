@@ -11,9 +11,17 @@ from sqlalchemy.engine import Connection, Engine
 
 from availability.domain.version import Version
 from availability.history.database import reading
+from availability.history.journal import RETENTION
 from availability.history.moment import Moment, moment
 from availability.history.origin import Origin, origins
-from availability.history.tables import baseline_positions, baselines, packed, position_changes, unpacked
+from availability.history.tables import (
+    RETAINED,
+    baseline_positions,
+    baselines,
+    packed,
+    position_changes,
+    unpacked,
+)
 
 PAGE_MAX = 1_000
 _DAYS_STEP = 31
@@ -118,18 +126,26 @@ def _baselines(
     noted = baseline_positions.c
     limit = at.version if before is None else min(at.version, packed(before) - 1)
     rows = connection.execute(
-        sa.select(baseline_positions, baselines.c.clock_ms, baselines.c.reason)
-        .join(baselines, baselines.c.version == noted.baseline)
-        .where(noted.sku == sku, noted.node == node, noted.baseline <= limit)
+        sa.select(
+            baseline_positions, baselines.c.clock_ms, baselines.c.reason, baselines.c.version.label("at")
+        )
+        .join(
+            baselines,
+            sa.or_(
+                baselines.c.version == noted.baseline,
+                sa.and_(noted.baseline == RETAINED, baselines.c.reason == RETENTION),
+            ),
+        )
+        .where(noted.sku == sku, noted.node == node, baselines.c.version <= limit)
     ).all()
     return [
         Chapter(
             origin=Origin(
-                version=str(unpacked(row.baseline)),
+                version=str(unpacked(row.at)),
                 clock_ms=row.clock_ms,
                 event="BASELINE",
                 reason="days before it left the database"
-                if row.reason == "RETENTION"
+                if row.reason == RETENTION
                 else "records before it are missing",
             ),
             node=row.node,

@@ -22,6 +22,9 @@ DAY_MS = 86_400_000
 SEQ_BITS = 44
 EPOCH_MAX = (1 << (63 - SEQ_BITS)) - 1
 
+RETAINED = -1
+"""``baseline`` of the positions as they stood when the last days were dropped: the one set that retention renews."""
+
 metadata = sa.MetaData()
 
 Name = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
@@ -208,8 +211,11 @@ baselines = sa.Table(
     sa.Column("digest", sa.Text, nullable=False),
     sa.Column("seal", sa.Text, nullable=False),
 )
-"""Points at which every position was noted although no record said so: the history begins there, records between
-``after_version`` and it are missing (reason GAP), or days before it were dropped (reason RETENTION)."""
+"""Points at which every position was noted although no record said so.
+
+Reason GAP: the records between ``after_version`` and it are missing. RETENTION: the days up to it were dropped; nothing
+before ``after_version`` counts for what came after it (an earlier gap). ``digest``: of the positions, and policies.
+"""
 
 baseline_positions = sa.Table(
     "baseline_positions",
@@ -224,7 +230,7 @@ baseline_positions = sa.Table(
     sa.Column("committed", sa.BigInteger, nullable=False),
     sa.Column("safety_stock", sa.BigInteger, nullable=False),
 )
-"""Figures of positions at a baseline; ``version``: the record that left them so, where one is known, else its own."""
+"""Figures of positions at a baseline (its version, or RETAINED). ``version``: the record that left them so."""
 
 journal_forks = sa.Table(
     "journal_forks",
