@@ -24,6 +24,7 @@ from availability.cli import (
     policy_files,
     publish,
     reads,
+    reconcile,
     server,
     snapshot,
     token,
@@ -93,6 +94,7 @@ app.add_typer(policy.app, name="policy", rich_help_panel="Stock and policy")
 app.add_typer(snapshot.app, name="snapshot", rich_help_panel="Stock and policy")
 ingest.app.add_typer(ingest_operations.app)
 app.add_typer(ingest.app, name="ingest", rich_help_panel="Stock and policy")
+app.add_typer(reconcile.app, name="reconcile", rich_help_panel="Stock and policy")
 app.add_typer(publish.app, name="publish", rich_help_panel="Stock and policy")
 
 

@@ -114,14 +114,15 @@ class Desk:
             try:
                 run = self._compare(run, settings, file, point)
             except ArtifactRefused as refused:
-                run = self._refuse(
-                    run, [guard.Finding(severity=guard.Severity.REFUSED, code="FILE", sentence=str(refused))]
-                )
+                run = self._refuse(run, [_finding("FILE", str(refused))])
             except NotReached as late:
                 text = f"the ledger has not had all that the snapshot contains: {late}"
-                run = self._refuse(
-                    run, [guard.Finding(severity=guard.Severity.REFUSED, code="NOT_REACHED", sentence=text)]
-                )
+                run = self._refuse(run, [_finding("NOT_REACHED", text)])
+            except ClientError as error:
+                if error.reason != "SNAPSHOT_POINT_LOST":
+                    raise
+                text = f"what the ledger had at its point is not known any more: {error.message}"
+                run = self._refuse(run, [_finding("POINT_LOST", text)])
         return Outcome(run=self.correct(run))
 
     def _begin(self, settings: SnapshotSettings, file: Path, point: Point, checksum: str) -> Run:
@@ -154,6 +155,11 @@ class Desk:
         )
         self._store.begin(run)
         return run
+
+    def refuse_file(self, settings: SnapshotSettings, file: Path, why: str) -> Run:
+        """Note a file whose point cannot be read."""
+        run = self._begin(settings, file, Point(), checksum_of(file, Point()))
+        return self._refuse(run, [_finding("POINT", why)])
 
     def _compare(self, run: Run, settings: SnapshotSettings, file: Path, point: Point) -> Run:
         check_streams(point, settings)
@@ -569,13 +575,18 @@ class Desk:
             for one in pending
         ]
 
-    def approve(self, run: Run, author: str, reason: str) -> tuple[Run, int]:
+    def approve(self, run: Run, author: str, reason: str, within_hours: float = 48.0) -> tuple[Run, int]:
         """Let a held run go on, and correct; return it and how many were approved. Raises RunRefused, ClientError.
 
         What was missing and has arrived since is kept back: correcting it as well would count it twice.
         """
         if run.state not in (HELD, CORRECTING):
             raise RunRefused(f"run {run.run_id[:8]} is {run.state}: only one that is HELD can be approved")
+        hours = (self._now() - run.begun_at) / 3_600
+        if hours > within_hours:
+            raise RunRefused(
+                f"run {run.run_id[:8]} is {hours:,.0f} hours old, {within_hours:g} are allowed: deliver a new snapshot"
+            )
         held = self._store.variances(run.run_id, state=HELD)
         arrived = self._arrived(run, held)
         approved = self._store.approve(run.run_id, author, reason, self._now(), arrived)
@@ -596,6 +607,10 @@ class Desk:
                 for move in moves.get((one.sku, one.node), ())
             )
         ]
+
+
+def _finding(code: str, sentence: str) -> guard.Finding:
+    return guard.Finding(severity=guard.Severity.REFUSED, code=code, sentence=sentence)
 
 
 def _counts(staged: Staged) -> dict[str, Any]:  # Any: JSON's own types

@@ -140,6 +140,10 @@ class Store:
         found = self.find_runs(sa.and_(table.snapshot == snapshot, table.checksum == checksum), limit=1)
         return found[0] if found else None
 
+    def unfinished(self) -> list[Run]:
+        """Return the runs that a kill may have left, the newest first."""
+        return self.find_runs(reconcile_runs.c.state.in_(UNFINISHED))
+
     def settled(self, source: str, limit: int = 14) -> list[Run]:
         """Return the latest runs of a source that were compared and acted on, the newest first."""
         table = reconcile_runs.c
@@ -221,7 +225,7 @@ class Store:
             sa.select(table.c.state, sa.func.count()).where(table.c.run_id == run_id).group_by(table.c.state)
         )
         with reading(self.engine) as connection:
-            return dict(connection.execute(query))
+            return {str(row[0]): int(row[1]) for row in connection.execute(query)}
 
     def settle(self, run_id: str, outcomes: Iterable[tuple[int, str, str]]) -> None:
         """Note what became of variances: (number, state, message), together."""
