@@ -91,10 +91,12 @@ class PaceSettings(_Section):
     """How hard a shop may be worked."""
 
     concurrency_max: int = Field(2, ge=1, le=16, description="Writes under way at once, at most.")
-    items_start: int = Field(10, ge=1, le=ITEMS_MAX, description="Items of a write at the beginning.")
+    items_start: int = Field(20, ge=1, le=ITEMS_MAX, description="Items of a write at the beginning.")
     items_max: int = Field(50, ge=1, le=ITEMS_MAX, description="Items of one write, at most.")
     target_ms: int = Field(1_500, ge=10, le=60_000, description="Writes that take longer get fewer items.")
-    slow_ms: int = Field(8_000, ge=20, le=600_000, description="Writes that take longer count as a failure.")
+    slow_ms: int = Field(
+        8_000, ge=20, le=600_000, description="Writes that take longer halve items and concurrency."
+    )
     items_per_s_max: float = Field(
         200.0, gt=0, le=100_000, description="Ceiling of the shop, items a second."
     )

@@ -136,6 +136,81 @@ def test_every_failure_ends_with_the_ledgers_number(engine: Engine, ledger: Fake
     asyncio.run(scenario())
 
 
+def test_reads_that_lag_behind_end_right_too(engine: Engine, ledger: FakeLedger) -> None:
+    """A shop whose reads show old numbers after failed writes: a later look finds what was taken for written."""
+
+    async def scenario() -> None:
+        with serve(double_shop(**SKUS), tls=False) as double:
+            ledger.tell(SKUS)
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                ledger.tell(dict.fromkeys(SKUS, 4))
+                await running.quiet()
+                double.faults.add(Fault(kind=Kind.FATAL_AT_ITEM, path="batch", items=6))
+                double.faults.add(Fault(kind=Kind.STALE_READ, method="GET", path="products", times=2))
+                ledger.tell(dict.fromkeys(SKUS, 10))  # what a stale read shows of those that were written
+                await running.until(lambda: shown(double, *SKUS) == dict.fromkeys(SKUS, 10))
+                await running.quiet()
+                assert running.letters() == []
+
+    asyncio.run(scenario())
+
+
+def test_stock_keeping_switched_off_in_the_whole_shop(engine: Engine, ledger: FakeLedger) -> None:
+    """Every write then answers 200 and does nothing: letters say so, and a replay works once it is on again."""
+
+    async def scenario() -> None:
+        with serve(double_shop(a=1, b=2), tls=False) as double:
+            ledger.tell({"a": 1, "b": 2})
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                with double.shop.lock:
+                    double.shop.settings.manage_stock = False
+                ledger.tell({"a": 5, "b": 6})
+                await running.until(lambda: len(running.letters()) == 2)
+                assert {(one.category, one.reason) for one in running.letters()} == {("MAPPING", "UNMANAGED")}
+                with double.shop.lock:
+                    double.shop.settings.manage_stock = True
+                Letters(engine).replay(running.letters(), 0.0)
+                await running.until(lambda: shown(double, "a", "b") == {"a": 5, "b": 6})
+                await running.quiet()
+                assert running.letters() == []
+
+    asyncio.run(scenario())
+
+
+def test_skus_that_no_list_can_name(engine: Engine, ledger: FakeLedger) -> None:
+    """A comma or a case in a name, text of any kind: found by id, or by its exact name, never by a neighbour's."""
+
+    async def scenario() -> None:
+        names = ["A,B", "ü 50%25 & +", "A", "B", "x=y;z"]
+        shop = double_shop()
+        for name in names:
+            shop.add(name, 1)
+        with serve(shop, tls=False) as double:
+            ledger.tell({name: number + 2 for number, name in enumerate(names)})
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                assert running.letters() == []
+                assert shown(double, *names) == ledger.sellable()
+
+    asyncio.run(scenario())
+
+
+def test_a_pilot_touches_only_its_skus(engine: Engine, ledger: FakeLedger, tmp_path: Path) -> None:
+    """With an allow-list no other product is written or looked up."""
+
+    async def scenario() -> None:
+        (tmp_path / "pilot.txt").write_text("a\n")
+        with serve(double_shop(a=1, b=1), tls=False) as double:
+            ledger.tell({"a": 5, "b": 5})
+            async with publishing(engine, ledger, double, allow_list=str(tmp_path / "pilot.txt")) as running:
+                await running.quiet()
+                assert shown(double, "a", "b") == {"a": 5, "b": 1}
+
+    asyncio.run(scenario())
+
+
 def test_maintenance_is_waited_for(engine: Engine, ledger: FakeLedger) -> None:
     """A shop that says when it comes back is left alone until then, and the shop's state says so."""
 

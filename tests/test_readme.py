@@ -12,6 +12,8 @@ from pathlib import Path
 from availability.config import settings_table
 from ingest import settings_table as source_settings
 from ingest.settings import SourceSettings
+from publisher import settings_table as shop_settings
+from publisher.settings import ShopSettings, read_shops
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +31,20 @@ def test_the_table_of_source_settings_is_current() -> None:
     assert [
         name for name, field in source_settings.settings_of(SourceSettings) if not field.description
     ] == []
+
+
+def test_the_table_of_shop_settings_is_current() -> None:
+    """README's table is what `python -m publisher.settings_table` prints, and each setting says what it is."""
+    assert f"\n{shop_settings.settings_table()}\n\n<!-- end of shop settings -->" in README
+    assert [name for name, field in shop_settings.settings_of(ShopSettings) if not field.description] == []
+
+
+def test_the_file_of_shops_is_one(tmp_path: Path) -> None:
+    """The file under "Storefronts" is taken as printed."""
+    found = re.search(r"^```toml\n(\[shops.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    (tmp_path / "shops.toml").write_text(found[1], encoding="utf-8")
+    assert list(read_shops(tmp_path / "shops.toml")) == ["web"]
 
 
 def test_the_first_feed_works_as_printed(server: object, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """How a call shows its keys: Basic over https, an OAuth 1.0a signature (HMAC-SHA256) over plain http. Pure.
 
 WooCommerce ignores Basic over plain http, and checks a signature against WordPress's own address (``home_url``).
-Its way of normalising differs from RFC 5849 in one point: a value that looks percent-encoded is decoded once more.
+Parameters are normalised as RFC 5849 says, a value that looks percent-encoded included.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterable
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from publisher.settings import Credentials
 
@@ -49,8 +49,8 @@ def authorization(
 
 
 def signature_base(method: str, url: str, params: Iterable[tuple[str, str]]) -> str:
-    """Return the text that is signed: method, address and sorted parameters, encoded as WooCommerce does."""
-    pairs = sorted((_encoded(unquote(name)), _encoded(unquote(value))) for name, value in params)
+    """Return the text that is signed: method, address and sorted parameters, encoded."""
+    pairs = sorted((_encoded(name), _encoded(value)) for name, value in params)
     query = "&".join(f"{name}={value}" for name, value in pairs)
     return "&".join((method.upper(), _encoded(url), _encoded(query)))
 
