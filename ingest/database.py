@@ -12,6 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+TABLES_LOCK = 0x_696E_6765_7374
+"""Number of PostgreSQL's advisory lock under which one process at a time makes tables."""
 metadata = sa.MetaData()
 
 artifacts = sa.Table(
@@ -215,6 +217,8 @@ def open_database(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _tuned)
     with engine.begin() as connection:  # another process may make them at the same moment
+        if engine.dialect.name == "postgresql":  # where IF NOT EXISTS alone fails beside another's CREATE
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
         for table in metadata.sorted_tables:
             connection.execute(CreateTable(table, if_not_exists=True))
             for index in table.indexes:

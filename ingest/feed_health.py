@@ -41,7 +41,8 @@ class FeedHealth:
     def works(self, source: str, kind: str) -> None:
         """Note that it works; while nothing changed, once a minute."""
         now = self._now()
-        if now - self._worked.get((source, kind), 0.0) < NOTED_AGAIN_S:
+        worked_at = self._worked.get((source, kind))
+        if worked_at is not None and now - worked_at < NOTED_AGAIN_S:
             return
         with self._engine.begin() as connection:
             insert = upsert(connection, feed_health).values(
