@@ -76,7 +76,7 @@ class _Fetched(_Section):
 
 
 class Sftp(_Fetched):
-    """Files at an SFTP server. A key_file with a passphrase is PKCS #8, or needs the library bcrypt.
+    """Files at an SFTP server. A key_file is OpenSSH's own format or PKCS #8, with a passphrase or without.
 
     Names and unfinished ones are told apart as in the drop folder; a file counts once its
     size and time have not changed for ``settle_ms``, or its companion (``stock.csv.done``) is there."""
@@ -87,7 +87,7 @@ class Sftp(_Fetched):
     known_hosts: Path = Field(
         description="OpenSSH's format. A server whose key is not there is not spoken to."
     )
-    key_file: Path | None = Field(None, description="Private key; or:")
+    key_file: Path | None = Field(None, description="Private key, OpenSSH or PKCS #8; or:")
     passphrase_file: Path | None = Field(None, description="Passphrase of the key.")
     password_file: Path | None = Field(None, description="Password.")
     folder: str = Field(".", description="Folder there.")

@@ -272,10 +272,13 @@ def test_a_wrong_secret_is_told_and_not_shown(
         make(folder="/nowhere").fetch(once=True)
 
 
-def test_a_key_may_have_a_passphrase(make: Callable[..., SftpFeed], remote: Remote, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["pkcs8-pem", "openssh"])
+def test_a_key_may_have_a_passphrase(
+    make: Callable[..., SftpFeed], remote: Remote, tmp_path: Path, form: str
+) -> None:
     """From a file of its own; a wrong one is told as such."""
     remote.write("stock.csv", b"x")
-    remote.user_key.write_private_key(str(tmp_path / "locked"), "pkcs8-pem", "open sesame")
+    remote.user_key.write_private_key(str(tmp_path / "locked"), form, "open sesame")
     changes = {"key_file": tmp_path / "locked", "passphrase_file": tmp_path / "phrase"}
     (tmp_path / "phrase").write_text("hunter2hunter2\n")
     with pytest.raises(FeedFailed) as refused:
