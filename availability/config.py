@@ -256,13 +256,14 @@ class LogSettings(_Section):
         1_000_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Records that stay while no consumer keeps a checkpoint.",
+        description="Records that stay while no consumer keeps a checkpoint; a quarter of them always stays.",
     )
     records_cap: int = Field(
         5_000_000,
         ge=1_000,
         le=1_000_000_000,
-        description="Records at which reserves are refused rather than a required consumer passed.",
+        description="Records at which reserves are refused rather than a required consumer passed;"
+        " open snapshots are passed.",
     )
 
     @model_validator(mode="after")

@@ -65,18 +65,20 @@ def test_every_sum_is_checked(lab: Lab) -> None:
         delta("ORDER_PLACED", "sum", "", 1, order_ref="sum o", order_source="web")
     )  # the hold counts less
     assert lab.commit("sum k", "r-sum c", "sum o", "web").status == "COMMITTED"
+    assert lab.reserve("sum w", [("sum", 1)], order_ref="sum p", order_source="web").status == "RESERVED"
+    lab.tell(delta("ORDER_PLACED", "sum", "", 1, order_ref="sum p", order_source="web"))
     assert findings(lab) == []
     key, field = BASE + "pos:sum", "nn1"
     right = lab.redis.hget(key, field)
     on_hand, quarantined, reserved, committed = struct.unpack_from("<4q", right)
-    assert (quarantined, reserved, committed) == (3, 2, 1)
+    assert (quarantined, reserved, committed) == (3, 2, 2)
     wrong = struct.pack("<4q", on_hand, quarantined + 1, reserved + 2, committed + 3) + right[32:]
     lab.redis.hset(key, field, wrong)
     kinds = {one.kind: (one.quantity, one.expected_quantity) for one in findings(lab)}
     assert kinds == {
         stk.AUDIT_KIND_QUARANTINED_MISMATCH: (4, 3),
         stk.AUDIT_KIND_RESERVED_MISMATCH: (4, 2),
-        stk.AUDIT_KIND_COMMITTED_MISMATCH: (4, 1),
+        stk.AUDIT_KIND_COMMITTED_MISMATCH: (5, 2),
     }
     lab.redis.hset(key, field, right)
     lab.redis.hdel(BASE + "use:sum", "hr-sum h")

@@ -229,7 +229,7 @@ def point_of(tale: Tale, numbers: dict[tuple[str, str], int]) -> stk.SnapshotPoi
     return stk.SnapshotPoint(source="erp", as_of=marks)
 
 
-SIZES = {False: 60, True: 1_500}
+SIZES = {False: 30, True: 1_500}
 
 
 def test_by_sequences_the_ledgers_side_is_what_it_had(lab: Lab, seed: int, *, full: bool) -> None:
@@ -277,7 +277,7 @@ def test_with_one_stream_everything_is_settled(lab: Lab, seed: int) -> None:
     """Orders, counts and stock in one stream, all of it numbered: nothing is left open, to the unit."""
     rng = random.Random(seed)
     confirmed_ones = 0
-    for _ in range(40):
+    for _ in range(20):
         tale = Tale(rng, rng.randint(5, 30))
         first = Delta(source="erp", type="RECEIPT", sku=tale.skus[0], node="n1", quantity=1)
         steps, number = list[Step](), 0
@@ -305,7 +305,7 @@ def test_with_one_stream_everything_is_settled(lab: Lab, seed: int) -> None:
         for (sku, node), found in seen.items():
             assert found == (*of_model(shadow, sku, node), True, True), f"{sku} at {node}: {numbers}"
             confirmed_ones += found[2] > 0
-    assert confirmed_ones > 5, "the tales are too easy"
+    assert confirmed_ones > 2, "the tales are too easy"
 
 
 def test_by_marks_exactly_what_changed_between_them_is_unsettled(lab: Lab, seed: int) -> None:
@@ -313,7 +313,7 @@ def test_by_marks_exactly_what_changed_between_them_is_unsettled(lab: Lab, seed:
     rng = random.Random(seed)
     store = SnapshotLedger(lab.ledger)
     tallies = Counter[str]()
-    for _ in range(40):
+    for _ in range(20):
         tale = Tale(rng, rng.randint(6, 30))
         first, second = sorted(rng.sample(range(len(tale.steps) + 1), 2))
         model = Model()
@@ -359,13 +359,13 @@ def test_by_marks_exactly_what_changed_between_them_is_unsettled(lab: Lab, seed:
                 if all(d.source != "reconcile" for d in moved):
                     assert not settled, f"{place} changed between the marks"
             tallies["confirmed settled"] += confirmed_settled
-    assert min(tallies["settled"], tallies["unsettled"], tallies["confirmed settled"]) > 10, tallies
+    assert min(tallies["settled"], tallies["unsettled"], tallies["confirmed settled"]) > 5, tallies
 
 
 def test_confirmed_and_open_lines_are_those_of_the_model(lab: Lab, seed: int) -> None:
     """What sources have confirmed, and every open order line, as the plain model has them."""
     rng = random.Random(seed)
-    for _ in range(30):
+    for _ in range(15):
         tale = Tale(rng, rng.randint(5, 40))
         model = Model()
         start(lab, tale, model)
