@@ -28,7 +28,6 @@ from publisher.records import Records
 from publisher.settings import SettingsRefused, ShopSettings
 from publisher.state import OPEN, RUNNING, STOPPED, Sending, State
 from publisher.storefront import (
-    Category,
     FailureKind,
     Listing,
     ShopFailure,
@@ -172,7 +171,7 @@ class Delivery:
         try:
             jobs = await self._placed(taken, busy)
             if jobs:
-                await self._write(jobs, full=full)
+                await self._write(jobs, busy, full=full)
         finally:
             self._busy -= busy
             self._under_way -= 1
@@ -193,18 +192,20 @@ class Delivery:
                 return []
             found |= {sku: shop.catalogue.resolve(sku) for sku in lost}
         jobs: list[_Job] = []
+        nowhere: list[tuple[Taken, Problem]] = []
         for one in taken:
             place = found[one.sku]
             if isinstance(place, Problem):
                 if place.trouble is Trouble.MISSING:
                     self._missing[one.sku] = shop.now()
-                await self._outcomes.given_up(one, Category.MAPPING, place.trouble.value, place.message)
+                nowhere.append((one, place))
             elif place.stock_id in self._busy:
                 self._outcomes.untouched(one, shop.monotonic() + BUSY_S)
             else:
                 busy.add(place.stock_id)
                 self._busy.add(place.stock_id)
                 jobs.append(_Job(one, place))
+        await self._outcomes.no_place(nowhere)
         return jobs
 
     def _worth_asking(self, problem: Problem) -> bool:
@@ -235,49 +236,52 @@ class Delivery:
             await shop.records.insist(shop.rows.drop, gone)
         return {names[one.sku]: one for one in listings if one.sku in names}
 
-    async def _looked(self, jobs: Sequence[_Job]) -> tuple[list[_Job], dict[str, Listing]]:
+    async def _looked(self, jobs: Sequence[_Job], busy: set[str]) -> tuple[list[_Job], dict[str, Listing]]:
         """Read what has to be read before it is written; a listing that moved is placed anew."""
         shop = self._shop
-        skus = [
+        read = {
             job.taken.sku
             for job in jobs
             if self.rule.reads or job.taken.read_first or job.taken.acked is None or job.target.parent_id
-        ]
-        if not skus:
+        }
+        if not read:
             return list(jobs), {}
-        listings = await self.read(skus)
+        listings = await self.read(sorted(read))
         placed: list[_Job] = []
+        nowhere: list[tuple[Taken, Problem]] = []
         for job in jobs:
-            if job.taken.sku in skus:
+            place: Target | Problem = job.target
+            if job.taken.sku in read:
                 place = shop.catalogue.resolve(job.taken.sku)
-                if isinstance(place, Problem):
-                    await self._outcomes.given_up(
-                        job.taken, Category.MAPPING, place.trouble.value, place.message
-                    )
-                    continue
-                if place.stock_id != job.target.stock_id and place.stock_id in self._busy:
-                    self._outcomes.untouched(job.taken, shop.monotonic() + BUSY_S)
-                    continue
-                job = _Job(job.taken, place)
-            placed.append(job)
+            if isinstance(place, Problem):
+                nowhere.append((job.taken, place))
+            elif place.stock_id != job.target.stock_id and place.stock_id in self._busy:
+                self._outcomes.untouched(job.taken, shop.monotonic() + BUSY_S)
+            else:
+                busy.add(place.stock_id)
+                self._busy.add(place.stock_id)
+                placed.append(_Job(job.taken, place))
+        await self._outcomes.no_place(nowhere)
         return placed, listings
 
-    async def _write(self, jobs: Sequence[_Job], *, full: bool) -> None:
+    async def _write(self, jobs: Sequence[_Job], busy: set[str], *, full: bool) -> None:
         shop, rest = self._shop, {job.taken.sku: job.taken for job in jobs}
         begun = shop.monotonic()
         try:
-            placed, listings = await self._looked(jobs)
+            placed, listings = await self._looked(jobs, busy)
             rest = {job.taken.sku: job.taken for job in placed}
             decided = await self.rule.decide([self._seen(job, listings.get(job.taken.sku)) for job in placed])
         except ShopFailure as failure:
             await self._failed(list(rest.values()), failure, sent=False)
             return
         writes: list[tuple[_Job, Decision]] = []
+        shown = [(job.taken, decided[job.taken.sku]) for job in placed if not decided[job.taken.sku].write]
+        await self._outcomes.shown_already(shown)
         for job in placed:
             decision = decided[job.taken.sku]
             if not decision.write:
-                await self._outcomes.shown_already(job.taken, decision)
-            elif self._held(job, decision):
+                continue
+            if self._held(job, decision):
                 await self._outcomes.held(job.taken)
             else:
                 writes.append((job, decision))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from publisher.catalogue import Problem
 from publisher.coalescer import Taken
 from publisher.letters import Letter, Letters
 from publisher.numbers import Decision
@@ -58,10 +59,10 @@ class Outcomes:
 
     # --- Good ends ----------------------------------------------------------------------------------------
 
-    async def shown_already(self, taken: Taken, decision: Decision) -> None:
-        """Nothing to write: the shop shows the number that it shall show."""
-        await self._settled([(taken, decision.quantity, decision.shown)])
-        self._successes += 1
+    async def shown_already(self, shown: Sequence[tuple[Taken, Decision]]) -> None:
+        """Nothing to write: the shop shows the numbers that it shall show."""
+        await self._settled([(taken, decision.quantity, decision.shown) for taken, decision in shown])
+        self._successes += len(shown)
 
     async def answered(self, taken: Sequence[Taken], results: Sequence[WriteResult]) -> bool:
         """Take a write's results, in order. Returns whether the shop stored anything, or refused by name."""
@@ -219,32 +220,36 @@ class Outcomes:
         """Give back what waits for an operator."""
         self._shop.coalescer.hold(taken)
 
+    async def no_place(self, nowhere: Sequence[tuple[Taken, Problem]]) -> None:
+        """Make dead letters of numbers that have no place in the shop."""
+        await self._letters_of(
+            [
+                (taken, _letter(taken, Category.MAPPING, problem.trouble.value, problem.message))
+                for taken, problem in nowhere
+            ],
+            unknown=False,
+        )
+
     async def given_up(
         self, taken: Taken, category: Category, reason: str, message: str, *, unknown: bool = False
     ) -> None:
         """Make a dead letter of a number; a newer number of the sku is tried again."""
+        await self._letters_of([(taken, _letter(taken, category, reason, message))], unknown=unknown)
+
+    async def _letters_of(self, given_up: Sequence[tuple[Taken, Letter]], *, unknown: bool) -> None:
+        if not given_up:
+            return
         shop = self._shop
-        await shop.records.insist(
-            self._letters.put,
-            shop.channel,
-            [
-                Letter(
-                    sku=taken.sku,
-                    category=category,
-                    reason=reason,
-                    message=message,
-                    quantity=taken.quantity,
-                    version=taken.version,
-                )
-            ],
-            shop.now(),
-        )
-        self._lettered.add(taken.sku)
-        self._failed_at.pop(taken.sku, None)
-        await self._note([taken], pending=False, forget=unknown)
-        if unknown:
-            shop.coalescer.learn(taken.sku, None)
-        shop.coalescer.drop(taken)
+        taken = [one for one, _ in given_up]
+        letters = [letter for _, letter in given_up]
+        await shop.records.insist(self._letters.put, shop.channel, letters, shop.now())
+        await self._note(taken, pending=False, forget=unknown)
+        for one in taken:
+            self._lettered.add(one.sku)
+            self._failed_at.pop(one.sku, None)
+            if unknown:
+                shop.coalescer.learn(one.sku, None)
+            shop.coalescer.drop(one)
 
     async def _again(
         self,
@@ -306,3 +311,14 @@ class Outcomes:
                 heapq.heappush(self._looks, (at, sku))
             elif acked is not None:  # None: a dead letter, which a person sees to
                 yield sku, acked, version
+
+
+def _letter(taken: Taken, category: Category, reason: str, message: str) -> Letter:
+    return Letter(
+        sku=taken.sku,
+        category=category,
+        reason=reason,
+        message=message,
+        quantity=taken.quantity,
+        version=taken.version,
+    )
