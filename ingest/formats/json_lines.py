@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
 from typing import Any, BinaryIO, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
-from ingest.rows import BadRow, Row, Value
+from ingest.rows import BadRow, Row
 
 LINE_BYTES_MAX = 1_000_000
+
+
+_values = msgspec.structs.astuple
 
 
 class JsonLinesSettings(BaseModel):
@@ -34,11 +36,7 @@ class JsonLinesDecoder:
         """Yield rows with the columns asked for, None where a key is absent."""
         paths = [tuple(column.split(".")) for column in columns]
         flat = all(len(path) == 1 for path in paths)
-        pick: Callable[[Any], Sequence[Value]] = (  # Any: JSON
-            itemgetter(*columns) if len(columns) > 1 else lambda found: [found.get(name) for name in columns]
-        )
-        values: Sequence[Value]
-        decode = self._decode
+        decode = _picking(columns) if flat else self._decode
         position = 0
         while raw := artifact.readline(LINE_BYTES_MAX):
             position += 1
@@ -57,17 +55,20 @@ class JsonLinesDecoder:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 yield BadRow(position, "MALFORMED_ROW", str(error), raw)
                 continue
-            if not isinstance(found, dict):
-                yield BadRow(position, "MALFORMED_ROW", "the line is no JSON object", raw)
-                continue
             if flat:
-                try:
-                    values = pick(found)
-                except KeyError:  # a key is absent
-                    values = [found.get(column) for column in columns]
-                yield Row(position, values, raw)
-            else:
+                yield Row(position, _values(found), raw)
+            elif isinstance(found, dict):
                 yield Row(position, [_at(found, path) for path in paths], raw)
+            else:
+                yield BadRow(position, "MALFORMED_ROW", "the line is no JSON object", raw)
+
+
+def _picking(columns: Sequence[str]) -> Callable[[bytes], Any]:  # Any: the structure made here
+    """Return what reads the keys asked for, absent ones as None: half the time of reading all into a dict."""
+    fields = [(f"column_{number}", Any, None) for number in range(len(columns))]
+    names = {field[0]: column for field, column in zip(fields, columns, strict=True)}
+    line = msgspec.defstruct("Line", fields, rename=names, gc=False)
+    return msgspec.json.Decoder(line, float_hook=str).decode
 
 
 def _at(found: Any, path: tuple[str, ...]) -> object:  # Any: JSON
