@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 
 from availability.client import Client
 from availability.telemetry import PublishMetrics
+from publisher.alarms import Alarms
 from publisher.catalogue import Catalogue
 from publisher.feed import ClientLedger
 from publisher.golive import LOOK_S, WINDOW_S, Approvals, GuardedStorefront, ZeroGuard, keep_guard
@@ -86,7 +87,10 @@ def assemble(
         guard=guard,
         rule=_mirrored(intake, channel, around) if mirror and intake is not None else None,
         prepare=_prepared(guard, approvals, around.now),
-        companions=_companions(guard, approvals, rolling, intake, looks if mirror else None, around.now),
+        companions=(
+            *_companions(guard, approvals, rolling, intake, looks if mirror else None, around.now),
+            Alarms(around.client, channel, around.now).run,
+        ),
         verified_at=lambda: rolling.ended_at,
         zeros_held=lambda: len(guard.held),
         now=around.now,

@@ -53,6 +53,15 @@ class KeptLetter:
     closed_reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LettersSummary:
+    """How many letters of one category wait, and the oldest of them as an example."""
+
+    count: int
+    sku: str
+    message: str
+
+
 class Letters:
     """The dead letters of all shops."""
 
@@ -159,6 +168,17 @@ class Letters:
         )
         with reading(self._engine) as connection:
             return {(row[0], row[1]): row[2] for row in connection.execute(query)}
+
+    def summary(self, channel: str) -> dict[str, LettersSummary]:
+        """Return what waits of a shop, by category."""
+        found: dict[str, LettersSummary] = {}
+        for (of, category), count in self.counts().items():
+            if of != channel:
+                continue
+            oldest = self.find(channel=channel, category=category, limit=1)
+            if oldest:
+                found[category] = LettersSummary(count=count, sku=oldest[0].sku, message=oldest[0].message)
+        return found
 
     def replay(self, letters: Sequence[KeptLetter], now: float) -> int:
         """Ask for another write of each letter's sku, with the number that is current then. Returns how many."""
