@@ -85,7 +85,7 @@ def test_bounds_hold_whatever_the_shop_does(events: list[tuple[str, int]], rate:
 
 def test_the_breaker_opens_probes_and_closes() -> None:
     """Three failures in a row open it; one call of one item probes; each failed probe doubles the pause."""
-    pace = pace_of(open_ms=1_000, open_ms_max=3_000)
+    pace = pace_of(open_ms=1_000, open_ms_max=3_000, concurrency_max=16)
     for _ in range(3):
         assert pace.permit(0.0, 0, 10_000).items
         pace.failed(0.0, FailureKind.UNREACHABLE)
