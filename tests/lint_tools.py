@@ -7,7 +7,7 @@ skipped and says what is missing.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -35,6 +35,12 @@ def module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
+        _absent(f"{name} is not installed (extra dev)")
+
+
+def installed(name: str) -> None:
+    """Skip the test, or fail it, where a library of the extra `dev` is not installed. Does not import it."""
+    if importlib.util.find_spec(name) is None:
         _absent(f"{name} is not installed (extra dev)")
 
 
