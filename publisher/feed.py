@@ -174,7 +174,7 @@ class Feed:
             ranked=settings.ranked,
         )
 
-    def load(self, rows: Sequence[Kept], mine: str) -> list[Kept]:
+    def load(self, rows: Sequence[Kept]) -> list[Kept]:
         """Take up what a publisher before us had to do; returns what was under way when it ended."""
         shop, now, wall = self._shop, self._shop.monotonic(), self._shop.now()
         orphans: list[Kept] = []
@@ -182,7 +182,9 @@ class Feed:
             self.skus.add(row.sku)
             if not self.allows(row.sku):
                 continue
-            if row.sending is not None and row.sending_owner != mine:
+            if (
+                row.sending is not None
+            ):  # ours as well: we had lost the shop, and whoever was writing was ended
                 orphans.append(row)
                 sent_ago_s = max(0.0, wall - (row.sending_at or 0.0))
                 wait_s = max(0.0, shop.settings.orphan_ms / 1000 - sent_ago_s)

@@ -188,7 +188,7 @@ class ShopPublisher:
         for sku, acked in await shop.records.insist(shop.state.acknowledged):
             parts.feed.skus.add(sku)
             shop.coalescer.learn(sku, acked)
-        orphans = parts.feed.load(await shop.records.insist(shop.state.open_rows), self.owner)
+        orphans = parts.feed.load(await shop.records.insist(shop.state.open_rows))
         if orphans:
             _LOG.warning(
                 "numbers were under way when a publisher ended; they are read back",

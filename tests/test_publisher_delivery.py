@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from availability.history.database import open_database
-from availability.history.shop_tables import shop_skus
+from availability.history.shop_tables import shop_skus, shops
 from publisher.letters import Letters
 from publisher.numbers import Limits
 from publisher.testing.faults import Fault, Kind
@@ -420,6 +420,35 @@ def test_a_shop_that_is_away_makes_no_letters(engine: Engine, ledger: FakeLedger
                 assert running.letters() == []
                 await running.quiet()
                 assert shown(double, *SKUS) == dict.fromkeys(SKUS, 4)
+
+    asyncio.run(scenario())
+
+
+def test_a_shop_that_was_lost_and_came_back(engine: Engine, ledger: FakeLedger) -> None:
+    """Whoever loses the shop stops at once; what it was writing is read back when the shop is its own again."""
+
+    async def scenario() -> None:
+        with serve(double_shop(**SKUS), tls=False) as double:
+            ledger.tell(SKUS)
+            async with publishing(engine, ledger, double, lease_s=0.9, orphan_ms=1_500) as running:
+                await running.quiet()
+                hanging = double.faults.add(Fault(kind=Kind.HANG, path="batch", seconds=1.0))
+                ledger.tell(dict.fromkeys(SKUS, 4))
+                await running.until(lambda: hanging.hits > 0)
+                with engine.begin() as connection:
+                    connection.execute(sa.update(shops).values(owner="another", owned_until=9e9))
+                await running.until(lambda: running.publisher.parts is None)
+                calls = len(double.shop.log)
+                ledger.tell(dict.fromkeys(list(SKUS)[:3], 10))  # what the shop acknowledged before
+                await asyncio.sleep(0.3)
+                assert len(double.shop.log) <= calls + 1, "only what was under way ends"
+                with engine.begin() as connection:
+                    connection.execute(sa.update(shops).values(owner="", owned_until=0.0))
+                await running.until(lambda: running.publisher.parts is not None)
+                await running.quiet()
+                assert shown(double, *SKUS) == ledger.sellable()
+                assert double.shop.overlaps == []
+                assert running.pending() == 0
 
     asyncio.run(scenario())
 
