@@ -144,6 +144,7 @@ class After:
         }
         """Named streams that may be behind their number still, and the clock by which they were not."""
         self._places: dict[Place, _Change] = {}
+        self._skus: set[str] = set()
         self._orders: dict[OrderName, set[str]] = {}
         """Orders that facts name that are not of before the point: with the skus (empty: all) that these name."""
         self._mixed_skus: set[str] = set()
@@ -193,6 +194,10 @@ class After:
             and sku not in self._mixed_skus,
         )
 
+    def has(self, sku: str) -> bool:
+        """Tell whether anything came after the point at any position of a sku."""
+        return sku in self._skus or sku in self._mixed_skus
+
     def touched(self, order_source: str, order_ref: str) -> bool:
         """Tell whether a fact after the point, or one of which that is not known, names an order."""
         return (order_source, order_ref) in self._orders
@@ -201,6 +206,7 @@ class After:
         change = self._places.get((sku, node))
         if change is None:
             change = self._places[sku, node] = _Change()
+            self._skus.add(sku)
         return change
 
     def _side(self, source: str, stream: str, number: int) -> str:

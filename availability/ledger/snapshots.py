@@ -7,8 +7,11 @@ out from these reads and the log by `availability.history.as_of`.
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from availability.domain.version import Version
 from availability.ledger.calls import RequestKey
@@ -16,6 +19,7 @@ from availability.ledger.commit_queue import Pending
 from availability.ledger.ledger import Ledger, fingerprint
 from availability.ledger.reader import Head
 
+FIGURES = 4
 OPEN, ENDED, CLOSED = 1, 2, 3
 """States of a snapshot, as in availability.v1."""
 
@@ -98,25 +102,34 @@ class SnapshotReply(msgspec.Struct, array_like=True, frozen=True):
     row: SnapshotRow | bool
 
 
-class StockState(msgspec.Struct, array_like=True, frozen=True):
-    """A position with its reasons of quarantine, and what sources have confirmed there. An empty table is a list."""
+class StockExtra(msgspec.Struct, array_like=True, frozen=True):
+    """What few positions have: reasons of quarantine, and what sources have confirmed. An empty table is a list."""
 
-    node: str
-    on_hand: int
-    quarantined: int
-    reserved: int
-    committed: int
+    place: int
     reasons: dict[str, int] | list[object]
     confirmed: dict[str, int] | list[object]
 
 
-class StockPage(msgspec.Struct, array_like=True, frozen=True):
-    """Skus of one moment; ``next_index`` is -1 after the last."""
+class StockRest(msgspec.Struct, array_like=True, frozen=True):
+    """A page but for its figures; ``next_index`` is -1 after the last. ``nodes`` are those of each sku."""
 
     head: Head
     next_index: int
     sku_count: int
-    skus: list[tuple[str, list[StockState]]]
+    skus: list[str]
+    nodes: list[list[str]]
+    extras: list[StockExtra]
+
+
+@dataclass(frozen=True, slots=True)
+class StockPage:
+    """Skus of one moment. ``figures``: a row for each position, in the order of skus and their nodes, int64:
+
+    on_hand, quarantined, reserved, committed.
+    """
+
+    rest: StockRest
+    figures: NDArray[np.int64]
 
 
 class OpenLine(msgspec.Struct, array_like=True, frozen=True):
@@ -241,7 +254,10 @@ class SnapshotLedger:
 
     def stock(self, index: int, count: int, *, confirmed: bool) -> StockPage:
         """Positions of skus number index .. index+count-1; ``confirmed`` costs a look at their orders."""
-        return _STOCK.decode(self._ledger.ask("stock", index, count, "1" if confirmed else "0"))
+        raw = self._ledger.ask("stock", index, count, "1" if confirmed else "0")
+        length = 4 + int.from_bytes(raw[:4], "little")
+        figures = np.frombuffer(raw, "<i8", offset=length).reshape(-1, FIGURES)
+        return StockPage(_STOCK.decode(raw[4:length]), figures)
 
     def open_orders(self, after: tuple[int, str] | None, count: int) -> OpenOrdersPage:
         """Orders with open lines among the next ``count``."""
@@ -272,7 +288,7 @@ _REPLY = msgspec.msgpack.Decoder(SnapshotReply)
 _ROWS = msgspec.msgpack.Decoder(list[SnapshotRow])
 _ROW = msgspec.msgpack.Decoder(tuple[SnapshotRow | bool])
 _MARKS = msgspec.msgpack.Decoder(tuple[Head, list[tuple[int, int]]])
-_STOCK = msgspec.msgpack.Decoder(StockPage)
+_STOCK = msgspec.msgpack.Decoder(StockRest)
 _ORDERS = msgspec.msgpack.Decoder(OpenOrdersPage)
 _SUMS = msgspec.msgpack.Decoder(SumsPage)
 _FORGOTTEN = msgspec.msgpack.Decoder(ForgottenPage)

@@ -10,20 +10,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from availability.domain.errors import Reason, ServiceError, invalid
 from availability.domain.snapshots import CORRECTION_SOURCE
 from availability.domain.version import Version
-from availability.history.as_of import NOTHING, After, ForkSeen, Mark, Point, PointLost, Stream, find_start
+from availability.history.as_of import After, ForkSeen, Later, Mark, Point, PointLost, Stream, find_start
 from availability.ledger.ledger import Ledger
 from availability.ledger.record import Entry
-from availability.ledger.snapshots import OpenLine, OpenOrder, SnapshotLedger, StockPage
+from availability.ledger.snapshots import OpenLine, OpenOrder, SnapshotLedger, StockPage, StockRest
 from availability.service.context import CallContext
 from availability.service.ledger_calls import ledger_failures
 from availability.service.requests import check_id, timestamp
 from availability.service.snapshot_handlers import checked_marks, checked_nodes, owned
 from availability.v1 import stock_pb2 as pb
 
-SKUS_PER_PAGE = 500
+SKUS_PER_PAGE = 250
+"""Redis serves nobody else while it reads a page."""
 ORDERS_PER_PAGE = 250
 LOG_RECORDS_PER_READ = 2_000
 WAIT_S_MAX = 60.0
@@ -106,16 +109,16 @@ class SnapshotReader:
             with ledger_failures(), _point_failures():
                 page = self._store.stock(index, SKUS_PER_PAGE, confirmed=request.include_confirmed)
                 if follower is not None:
-                    follower.advance(page.head.version)
+                    follower.advance(page.rest.head.version)
             after = None if follower is None else follower.after
             yield pb.ReadPositionsResponse(
                 point_kind=asked.kind,
-                version=str(page.head.version),
+                version=str(page.rest.head.version),
                 positions=_columns(page, asked, after, include_confirmed=request.include_confirmed),
-                sku_number=index + len(page.skus),
-                sku_count=page.sku_count,
+                sku_number=index + len(page.rest.skus),
+                sku_count=page.rest.sku_count,
             )
-            index = page.next_index
+            index = page.rest.next_index
 
     def read_order_lines(
         self, request: pb.ReadOrderLinesRequest, ctx: CallContext
@@ -223,61 +226,75 @@ class _point_failures:  # noqa: N801 - a context manager, named like the functio
 def _columns(
     page: StockPage, asked: Asked, after: After | None, *, include_confirmed: bool
 ) -> pb.PositionColumns:
-    columns = pb.PositionColumns()
-    skus, nodes = list[str](), dict[str, int]()
-    sku_indexes, node_indexes = list[int](), list[int]()
-    on_hand, quarantined, confirmed = list[int](), list[int](), list[int]()
-    settling, confirmed_settling = list[pb.Settling.ValueType](), list[pb.Settling.ValueType]()
-    reserved, committed, on_hand_now = list[int](), list[int](), list[int]()
-    wanted, source = asked.nodes, asked.source
-    for sku, positions in page.skus:
-        number = -1
-        for p in positions:
-            node = p.node
-            if wanted and node not in wanted:
-                continue
-            if number < 0:
-                number = len(skus)
-                skus.append(sku)
-            later = NOTHING if after is None else after.later(sku, node, source)
-            sku_indexes.append(number)
-            node_indexes.append(nodes.setdefault(node, len(nodes)))
-            on_hand.append(p.on_hand - later.on_hand)
-            on_hand_now.append(p.on_hand)
-            reserved.append(p.reserved)
-            committed.append(p.committed)
-            reasons = p.reasons if isinstance(p.reasons, dict) else {}
-            if later.reasons:
-                reasons = {
-                    reason: reasons.get(reason, 0) - later.reasons.get(reason, 0)
-                    for reason in {**reasons, **later.reasons}
-                }
-            quarantined.append(p.quarantined - sum(later.reasons.values()))
-            for reason, units in reasons.items():
-                if units:
-                    columns.quarantined_units.add(row=len(on_hand) - 1, reason=reason, quantity=units)
-            settling.append(pb.SETTLING_UNSPECIFIED if after is None else _SETTLED[later.settled])
-            if include_confirmed:
-                # What a correction allocated stands for what the source had allocated.
-                by = p.confirmed if isinstance(p.confirmed, dict) else {}
-                now = by.get(source, 0) + by.get(CORRECTION_SOURCE, 0)
-                confirmed.append(now - later.confirmed)
-                confirmed_settling.append(
-                    pb.SETTLING_UNSPECIFIED if after is None else _SETTLED[later.confirmed_settled]
-                )
-    columns.skus.extend(skus)
-    columns.nodes.extend(nodes)
-    columns.sku_indexes.extend(sku_indexes)
-    columns.node_indexes.extend(node_indexes)
-    columns.on_hand.extend(on_hand)
-    columns.quarantined.extend(quarantined)
-    columns.confirmed.extend(confirmed)
-    columns.settling.extend(settling)
-    columns.confirmed_settling.extend(confirmed_settling)
-    columns.reserved.extend(reserved)
-    columns.committed.extend(committed)
-    columns.on_hand_now.extend(on_hand_now)
-    return columns
+    rest, source = page.rest, asked.source
+    nodes: dict[str, int] = {}
+    places = np.fromiter(
+        (nodes.setdefault(node, len(nodes)) for some in rest.nodes for node in some),
+        np.int64,
+        len(page.figures),
+    )
+    numbers = np.repeat(np.arange(len(rest.skus)), [len(some) for some in rest.nodes])
+    on_hand, quarantined = page.figures[:, 0].copy(), page.figures[:, 1].copy()
+    confirmed = np.zeros(len(places), np.int64)
+    reasons: dict[int, dict[str, int]] = {}
+    for extra in rest.extras:
+        if isinstance(extra.reasons, dict):
+            reasons[extra.place] = extra.reasons
+        if isinstance(extra.confirmed, dict):
+            # What a correction allocated stands for what the source had allocated.
+            by = extra.confirmed
+            confirmed[extra.place] = by.get(source, 0) + by.get(CORRECTION_SOURCE, 0)
+    known = pb.SETTLING_UNSPECIFIED if after is None else pb.SETTLING_SETTLED
+    settling, confirmed_settling = np.full(len(places), known), np.full(len(places), known)
+    for place, later in _changed(rest, after, source):
+        on_hand[place] -= later.on_hand
+        confirmed[place] -= later.confirmed
+        settling[place] = _SETTLED[later.settled]
+        confirmed_settling[place] = _SETTLED[later.confirmed_settled]
+        if later.reasons:
+            quarantined[place] -= sum(later.reasons.values())
+            now = reasons.get(place, {})
+            reasons[place] = {
+                reason: now.get(reason, 0) - later.reasons.get(reason, 0)
+                for reason in {**now, **later.reasons}
+            }
+    kept = np.arange(len(places))
+    if asked.nodes:
+        kept = kept[np.isin(places, [number for node, number in nodes.items() if node in asked.nodes])]
+    rows = {int(place): row for row, place in enumerate(kept)} if reasons else {}
+    return pb.PositionColumns(
+        skus=rest.skus,
+        nodes=nodes,
+        sku_indexes=numbers[kept].tolist(),
+        node_indexes=places[kept].tolist(),
+        on_hand=on_hand[kept].tolist(),
+        quarantined=quarantined[kept].tolist(),
+        confirmed=confirmed[kept].tolist() if include_confirmed else (),
+        settling=settling[kept].tolist(),
+        confirmed_settling=confirmed_settling[kept].tolist() if include_confirmed else (),
+        reserved=page.figures[kept, 2].tolist(),
+        committed=page.figures[kept, 3].tolist(),
+        on_hand_now=page.figures[kept, 0].tolist(),
+        quarantined_units=[
+            pb.QuarantinedUnits(row=rows[place], reason=reason, quantity=units)
+            for place, by_reason in reasons.items()
+            if place in rows
+            for reason, units in by_reason.items()
+            if units
+        ],
+    )
+
+
+def _changed(rest: StockRest, after: After | None, source: str) -> Iterator[tuple[int, Later]]:
+    """Yield what came after the point, by place in the page; most positions had nothing."""
+    if after is None:
+        return
+    place = 0
+    for sku, nodes in zip(rest.skus, rest.nodes, strict=True):
+        if after.has(sku):
+            for number, node in enumerate(nodes, start=place):
+                yield number, after.later(sku, node, source)
+        place += len(nodes)
 
 
 def _lines(

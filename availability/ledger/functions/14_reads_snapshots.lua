@@ -52,32 +52,40 @@ local function confirmed_of(ctx, sku)
   return by_node
 end
 
--- ARGV = index, count, '1' where confirmed is wanted; reply = {head, next index (-1: none), skus in all,
--- {{sku, {{node, on_hand, quarantined, reserved, committed, {reason: q}, {source: q}}, ...}}, ...}}
+-- ARGV = index, count, '1' where confirmed is wanted. reply = length (4 bytes) of a packed
+-- {head, next index (-1: none), skus in all, skus, {nodes of each sku, ...}, {{place, {reason: q}, {source: q}}, ...}}, that, and the
+-- figures of each position as they are kept (32 bytes: on_hand, quarantined, reserved, committed). `place` counts
+-- positions from 0, of those with reasons or confirmations: a whole page of small tables would block Redis twice as long.
 function Reads.stock(keys, args)
   local ctx = {base = sub(keys[1], 1, -5)}
-  local index, count = tonumber(args[1]), tonumber(args[2])
+  local index, count, wanted = tonumber(args[1]), tonumber(args[2]), args[3] == '1'
   local skus = call('LRANGE', ctx.base .. 'skus', int(index), int(index + count - 1))
-  local out = {}
+  local all_nodes, figures, extras, n = {}, {}, {}, 0
   for i, sku in ipairs(skus) do
     local rows = call('HGETALL', ctx.base .. 'pos:' .. sku)
-    local positions, reasons, any = {}, {}, false
+    local nodes, reasons, first = {}, false, n
     for j = 1, #rows, 2 do
       local kind = byte(rows[j])
       if kind == 110 then -- n
-        local a, b, c, d = struct_unpack('<i8i8i8i8', rows[j + 1])
-        any = any or d ~= 0
-        positions[#positions + 1] = {sub(rows[j], 2), a, b, c, d, false, false}
+        n = n + 1
+        nodes[#nodes + 1], figures[n] = sub(rows[j], 2), sub(rows[j + 1], 1, 32)
       elseif kind == 113 then -- q
+        reasons = reasons or {}
         reasons[sub(rows[j], 2)] = unpack_msg(rows[j + 1])
       end
     end
-    local confirmed = args[3] == '1' and any and confirmed_of(ctx, sku) or {}
-    for _, p in ipairs(positions) do p[6], p[7] = reasons[p[1]] or {}, confirmed[p[1]] or {} end
-    out[i] = {sku, positions}
+    all_nodes[i] = nodes
+    local confirmed = wanted and confirmed_of(ctx, sku) or false
+    if reasons or (confirmed and next(confirmed)) then
+      for j, node in ipairs(nodes) do
+        local by_reason, by_source = reasons and reasons[node] or {}, confirmed and confirmed[node] or {}
+        if next(by_reason) or next(by_source) then extras[#extras + 1] = {first + j - 1, by_reason, by_source} end
+      end
+    end
   end
   local total = call('LLEN', ctx.base .. 'skus')
-  return pack({point_of(keys[1]), #skus < count and -1 or index + count, total, out})
+  local rest = pack({point_of(keys[1]), #skus < count and -1 or index + count, total, skus, all_nodes, extras})
+  return struct_pack('<I4', #rest) .. rest .. concat(figures)
 end
 
 -- Orders with a fact, the oldest first. ARGV[1] = packed {score, name, count}: those after (score, name).
