@@ -409,3 +409,28 @@ def test_a_snapshot_of_nobody(lab: Lab) -> None:
         with pytest.raises(ServiceError) as caught:
             reads(lab, snapshot_id=name)
         assert caught.value.reason == reason
+
+
+def test_an_open_snapshot_costs_a_change_nothing(lab: Lab) -> None:
+    """A position's first change, and a hold, while snapshots are open: no command, field or byte of log more."""
+    costs = []
+    for number, name in enumerate(("", "", "first", "second")):  # once to read the policy
+        if name:
+            begin(lab, name)
+        sku, start = f"s{number}", f"{number} start"
+        lab.tell(delta("RECEIPT", sku, "n1", 9, stream=start, source_sequence=1))
+        cost: list[int] = []
+        for step in (
+            lambda sku=sku, start=start: lab.tell(
+                delta("SHIPMENT", sku, "n1", 1, stream=start, source_sequence=2)
+            ),
+            lambda sku=sku, number=number: lab.reserve(f"hold {number}", [(sku, 1)], node="n1"),
+        ):
+            lab.control()
+            step()
+            commands, _ = lab.control()
+            (record,) = lab.ledger.read_back(None, 1)
+            cost += [commands, lab.redis.hlen(f"{BASE}pos:{sku}"), len(record.raw)]
+        costs.append(cost)
+    assert costs[1] == costs[2] == costs[3], costs
+    assert costs[1][0] > 5
