@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from availability.client import Client
 from availability.config import load_settings
-from availability.history.app import build, ledger_side, with_redis
+from availability.history.app import LedgerSide, build, ledger_side, with_redis
 from availability.history.database import open_database
 from availability.history.historian import Historian
 from availability.history.seal import Sealer
@@ -50,6 +50,7 @@ class Lab:
         self.ledger = ClientLedger(self.client)
         self.said: list[str] = []
         self._historian: Historian | None = None
+        self._side: LedgerSide
         self.run_ids = iter(f"run{number:06}" for number in range(1, 1_000))
 
     def close(self) -> None:
@@ -84,13 +85,14 @@ class Lab:
         """Let a historian write everything that has happened."""
         if self._historian is None:
             settings = with_redis(load_settings(), self.server.redis)
-            side = self._stack.enter_context(ledger_side(settings))
+            self._side = self._stack.enter_context(ledger_side(settings))
             self._historian = build(
-                settings, side, self.engine, Sealer(b"k" * 40), HistoryMetrics(), threading.Event()
+                settings, self._side, self.engine, Sealer(b"k" * 40), HistoryMetrics(), threading.Event()
             )
+        head = self._side.ledger.head().version
         for _ in range(HISTORIAN_STEPS):
             self._historian.step()
-            if self._historian.caught_up:
+            if self._historian.place is not None and self._historian.place.version >= head:
                 return
         raise AssertionError("the historian does not catch up")
 

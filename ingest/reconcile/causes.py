@@ -415,7 +415,7 @@ def _words(move: Move) -> str:
 
 
 def _time(clock_ms: int) -> str:
-    return datetime.fromtimestamp(clock_ms / 1_000, UTC).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(clock_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 # --- Orders -----------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ class Desk:
             point_at=run.point_at,
             previous_rows=earlier[0].rows if earlier else None,
             newer_run=newer,
+            may_be_empty=settings.kind == "ORDERS",
             first_reason=f"row {staged.examples[0].position}: {staged.examples[0].message}"
             if staged.examples
             else "",

@@ -49,6 +49,7 @@ class File:
     same_as_run: str = ""
     newer_run: str = ""
     first_reason: str = ""
+    may_be_empty: bool = False
 
 
 def judge_file(file: File, guard: Guard, now: float) -> list[Finding]:
@@ -66,7 +67,7 @@ def judge_file(file: File, guard: Guard, now: float) -> list[Finding]:
     if file.rows_said is not None and file.rows_said != file.rows:
         text = f"it has {file.rows:,} rows, and its point file says {file.rows_said:,}: it is half written"
         found.append(_refused("HALF_WRITTEN", text))
-    if file.rows == 0:
+    if file.rows == 0 and not file.may_be_empty:
         found.append(_refused("EMPTY", "it has no row at all"))
     if file.point_at is not None and now - file.point_at > guard.age_hours_max * 3_600:
         hours = (now - file.point_at) / 3_600

@@ -134,7 +134,7 @@ def _by_node(engine: Engine, first: float) -> dict[str, tuple[int, int]]:
         .select_from(sa.join(reconcile_variances, reconcile_runs, found.run_id == runs.run_id))
         .where(runs.begun_at >= first, runs.state != REFUSED)
         .group_by(found.node)
-        .order_by(sa.desc("units"))
+        .order_by(sa.func.count().desc(), found.node)
         .limit(NODES_SHOWN)
     )
     with reading(engine) as connection:

@@ -135,9 +135,9 @@ def _round_up(most: int) -> int:
     """Return a number of which a quarter is whole and plain, not below ``most``."""
     size = TICKS
     while True:
-        for times in (1, 2, 5):
-            if size * times >= most:
-                return size * times
+        for tenths in (10, 15, 20, 30, 40, 50, 60, 80):
+            if size * tenths >= most * 10 and size * tenths % (10 * TICKS) == 0:
+                return size * tenths // 10
         size *= 10
 
 
