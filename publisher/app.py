@@ -20,23 +20,30 @@ from sqlalchemy.engine import Engine
 from availability.client import Client
 from availability.history.database import open_database
 from availability.telemetry import PublishMetrics, start_metrics_listener
-from publisher.assembly import Assembled, Surroundings, assemble
+from publisher.assembly import Assembled, Surroundings, assemble, intake_of
 from publisher.catalogue import Catalogue, Problem
+from publisher.feed import ClientLedger
+from publisher.golive import Approvals
 from publisher.json_webhook import JsonWebhook
 from publisher.letters import Letters
 from publisher.listing_rows import ListingRows
+from publisher.mirror import SecondLooks, sellables_of
+from publisher.orders.book import OrderBook
 from publisher.settings import SettingsRefused, ShopSettings, read_shops
 from publisher.shop_publisher import ShopPublisher
 from publisher.state import State
 from publisher.status import ShopStatus, statuses
 from publisher.storefront import Storefront
+from publisher.survey import SETTLE_S, Survey
 from publisher.traces import Spans
+from publisher.verify import WRITABLE, Report
 from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.stock import WooStock
 
 _LOG = structlog.get_logger(__name__)
 
 START_S = 10.0
+REFUSED_MAX = 100_000
 STOP_S = 75.0
 """What is under way when we are stopped is waited for, a shop's longest time-out and some."""
 
@@ -107,6 +114,91 @@ class PublisherDesk:
         catalogue = Catalogue(self.shop(channel).aliases)
         catalogue.put(ListingRows(self.engine, channel).all())
         return catalogue.not_in({row[0] for row in State(self.engine, channel, "").acknowledged()})
+
+    # --- Comparing ----------------------------------------------------------------------------------------
+
+    def survey(
+        self,
+        channel: str,
+        *,
+        settle_s: float = SETTLE_S,
+        progress: Callable[[int], None] = lambda _: None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Report:
+        """Compare what the shop shows with the ledger; nothing is written. Raises SettingsRefused, ShopFailure."""
+        assert self.client is not None
+        settings = self.shop(channel)
+        if settings.kind != "woocommerce":
+            raise SettingsRefused(f"{channel}: nothing can be read back from this kind of shop")
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        environment = os.environ if environment is None else environment
+        settings.credentials(environment)
+        storefront = storefront_of(settings, environment)
+        survey = Survey(
+            channel=channel,
+            settings=settings,
+            storefront=storefront,
+            ledger=ClientLedger(self.client),
+            sellables=sellables_of(self.client, channel),
+            engine=self.engine,
+            settle_s=settle_s,
+            progress=progress,
+        )
+
+        async def take() -> Report:
+            try:
+                return await survey.take()
+            finally:
+                await storefront.close()
+
+        return asyncio.run(take())
+
+    def resync(self, channel: str, report: Report) -> int:
+        """Have the running publisher write again what differs and can be written; return how many it knows."""
+        skus = [one.sku for one in report.differences if one.cause in WRITABLE]
+        return State(self.engine, channel, "").ask(skus)
+
+    def approvals(self, channel: str) -> Approvals:
+        """Return where zeros wait for an operator."""
+        self.shop(channel)
+        return Approvals(self.engine, channel)
+
+    # --- Orders -------------------------------------------------------------------------------------------
+
+    def orders(self, channel: str) -> OrderBook:
+        """Return the book of a shop's orders."""
+        self.shop(channel)
+        return OrderBook(self.engine, channel)
+
+    def retell(self, channel: str, order_id: int, environment: Mapping[str, str] | None = None) -> str:
+        """Read one order and tell the ledger all of it again; return why a word was refused, '' for none.
+
+        Raises SettingsRefused, ShopFailure, ClientError.
+        """
+        assert self.client is not None
+        settings = self.shop(channel)
+        orders = settings.order_settings
+        if orders is None:
+            raise SettingsRefused(f"{channel}: its orders are not taken in")
+        environment = os.environ if environment is None else environment
+        around = Surroundings(
+            engine=self.engine,
+            client=self.client,
+            environment=environment,
+            metrics=PublishMetrics(),
+            owner="",
+        )
+        woo = woo_client(settings, environment)
+        intake = intake_of(channel, settings, orders, woo, SecondLooks(0.0, time.monotonic), around)
+
+        async def tell() -> None:
+            try:
+                await intake.poller.retell(order_id)
+            finally:
+                await woo.close()
+
+        asyncio.run(tell())
+        return self.orders(channel).refused(REFUSED_MAX).get(order_id, "")
 
     def run(
         self,

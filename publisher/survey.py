@@ -14,7 +14,7 @@ import grpc
 from sqlalchemy.engine import Engine
 
 from publisher.catalogue import Catalogue
-from publisher.feed import Ledger
+from publisher.feed import NOTHING_YET, Ledger
 from publisher.golive import Approvals
 from publisher.letters import Letters
 from publisher.mirror import Sellables
@@ -35,8 +35,8 @@ def all_sellables(ledger: Ledger, channel: str) -> dict[str, int]:
     try:
         for message in ledger.watch(channel, resume_version="", opened=calls.append):
             found |= {one.sku: one.sellable_quantity for one in message.changes}
-            if not message.initial:
-                break
+            if not message.initial or message.as_of.version not in ("", NOTHING_YET):
+                break  # only the last one of the first part names its version
     finally:
         for call in calls:
             call.cancel()
@@ -79,6 +79,7 @@ class Survey:
         return Report(
             compared=len(skus),
             differences=tuple(lasting(first, second)),
+            on_sale=sum(1 for sku in skus if sku in shown and (shown[sku].quantity or 0) > 0),
             unknown=len(catalogue.not_in(set(ledger))),
         )
 

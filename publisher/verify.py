@@ -42,17 +42,10 @@ class Cause(Enum):
     SHARED_STOCK = "SHARED_STOCK"
 
 
-WRITABLE = frozenset(
-    {
-        Cause.LETTER,
-        Cause.NEVER_PUBLISHED,
-        Cause.CHANGED_IN_SHOP,
-        Cause.TORN,
-        Cause.NOT_HEARD,
-        Cause.ON_ITS_WAY,
-    }
-)
-"""Causes that writing again may help."""
+WRITABLE = frozenset({Cause.LETTER, Cause.NEVER_PUBLISHED, Cause.CHANGED_IN_SHOP, Cause.TORN})
+"""Causes that writing once more may help."""
+PLACELESS = frozenset(Cause(trouble.value) for trouble in Trouble)
+"""Causes that only the catalogue's keeper can mend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +71,43 @@ class Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a comparison came to. ``unknown``: skus of the shop that the ledger does not sell there."""
+    """What a comparison came to.
+
+    ``on_sale``: compared skus that the shop shows as available. ``unknown``: skus of the shop that the ledger does not
+    sell there.
+    """
 
     compared: int
     differences: tuple[Difference, ...]
+    on_sale: int = 0
     unknown: int = 0
 
     def by_cause(self) -> dict[Cause, int]:
         """Count the differences, the most frequent first."""
         return dict(Counter(one.cause for one in self.differences).most_common())
+
+    def writes(self) -> Writes:
+        """Count what publishing would write, were it to begin now."""
+        found = [one for one in self.differences if one.cause not in PLACELESS]
+        shown = [(one.shown or 0, one.wanted) for one in found]
+        return Writes(
+            all=len(found),
+            to_zero=sum(1 for was, becomes in shown if was > 0 >= becomes),
+            from_zero=sum(1 for was, becomes in shown if was <= 0 < becomes),
+            up=sum(1 for was, becomes in shown if becomes > was > 0),
+            down=sum(1 for was, becomes in shown if was > becomes > 0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writes:
+    """Numbers that publishing would write: to 0, away from 0, and among those that stay above it."""
+
+    all: int
+    to_zero: int
+    from_zero: int
+    up: int
+    down: int
 
 
 def compare(

@@ -49,7 +49,7 @@ LETTERS_MAX = 100_000
 SHOWN_MAX = 200
 
 
-def _desk(
+def open_desk(
     shops: Path, config: Path | None, data_dir: Path | None, client: Client | None = None
 ) -> AbstractContextManager[PublisherDesk]:
     from availability.config import load_settings
@@ -102,7 +102,7 @@ def run(
 
     with (
         _spans(config) as spans,
-        _desk(shops, config, data_dir, connect(target, token_file, tls_ca)) as desk,
+        open_desk(shops, config, data_dir, connect(target, token_file, tls_ca)) as desk,
     ):
         desk.run(
             channels=channel or [],
@@ -122,7 +122,7 @@ def status(
     data_dir: DataDir = None,
 ) -> None:
     """Show how each shop fares. Exit code 3 where one is stopped, or nobody publishes to it."""
-    with _desk(shops, config, data_dir) as desk:
+    with open_desk(shops, config, data_dir) as desk:
         known = {one.channel: one for one in desk.statuses()}
         channels = list(dict.fromkeys([*desk.shops, *known]))
         modes = {channel: shop.mode.value for channel, shop in desk.shops.items()}
@@ -182,7 +182,7 @@ def catalogue(
     data_dir: DataDir = None,
 ) -> None:
     """List the ledger's skus that have no place in the shop, and why. Exit code 3 where there are some."""
-    with _desk(shops, config, data_dir) as desk:
+    with open_desk(shops, config, data_dir) as desk:
         desk.shop(channel)
         if extra:
             found = desk.not_in_ledger(channel)
@@ -224,7 +224,7 @@ def letters_list(
     data_dir: DataDir = None,
 ) -> None:
     """List dead letters, the oldest first."""
-    with _desk(shops, config, data_dir) as desk:
+    with open_desk(shops, config, data_dir) as desk:
         found = desk.letters.find(channel=channel, category=category, state=state, limit=limit)
     if as_json:
         print_json([_plain(letter) for letter in found])
@@ -253,7 +253,7 @@ def letters_show(
     data_dir: DataDir = None,
 ) -> None:
     """Show one letter."""
-    with _desk(shops, config, data_dir) as desk:
+    with open_desk(shops, config, data_dir) as desk:
         print_json(_plain(_one(desk, letter)))
 
 
@@ -270,7 +270,7 @@ def letters_replay(
     """Have the running publisher write these skus again, with the numbers that are current then."""
     from publisher.app import now
 
-    with _desk(shops, config, data_dir) as desk:
+    with open_desk(shops, config, data_dir) as desk:
         chosen = _chosen(desk, letter, all_of, channel, category)
         print(f"{desk.letters.replay(chosen, now()):,} asked for")
 
@@ -289,7 +289,7 @@ def letters_discard(
     """Give letters up; a sku is tried again when its number changes."""
     from publisher.app import now
 
-    with _desk(shops, config, data_dir) as desk:
+    with open_desk(shops, config, data_dir) as desk:
         chosen = _chosen(desk, letter, all_of, channel, category)
         print(f"{desk.letters.discard(chosen, reason, now()):,} discarded")
 

@@ -23,6 +23,7 @@ from availability.cli import (
     policy,
     policy_files,
     publish,
+    publish_checks,
     reads,
     reconcile,
     server,
@@ -95,6 +96,7 @@ app.add_typer(snapshot.app, name="snapshot", rich_help_panel="Stock and policy")
 ingest.app.add_typer(ingest_operations.app)
 app.add_typer(ingest.app, name="ingest", rich_help_panel="Stock and policy")
 app.add_typer(reconcile.app, name="reconcile", rich_help_panel="Stock and policy")
+publish.app.add_typer(publish_checks.app)
 app.add_typer(publish.app, name="publish", rich_help_panel="Stock and policy")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import structlog
 from pydantic import SecretStr
@@ -138,7 +139,7 @@ class OrderIntake:
         hooks, tending = self._settings.webhooks, self._tending
         if hooks is None or tending is None:
             return
-        url = hooks.public_url + PATH.replace("{shop}", self.poller.shop)
+        url = hooks.public_url + PATH.replace("{shop}", quote(self.poller.shop, safe=""))
         tended = await tend(self.poller.shop, tending.calls, url, tending.secret, alarm=tending.alarm)
         if tended.disabled:
             await self._poll()  # what happened while it was off was told to nobody
