@@ -156,6 +156,29 @@ def test_unknown_skus_above_the_limit_are_one_exception(floor: Floor) -> None:
     assert floor.listed()["UNKNOWN_SKU"].quantity == 3
 
 
+def test_what_is_over_ends_while_others_last(floor: Floor) -> None:
+    """Letters of one category are closed: their exceptions end, another category's stays."""
+    tea = floor.names.sku("tea")
+    rows = [*(f"RECEIPT,{tea},n,1/{n}" for n in range(4)), *(f"RECEIPT,u{n},n,1" for n in range(4))]
+    floor.put("a.csv", *rows)
+    floor.run()
+    alarms = floor.alarms()
+    alarms.look()
+
+    def open_ones() -> list[tuple[int, int]]:
+        return sorted(
+            (one.category, one.quantity)
+            for one in floor.client.list_exceptions()
+            if one.source == floor.source
+        )
+
+    letters, unknown = exc.EXCEPTION_CATEGORY_DEAD_LETTER, exc.EXCEPTION_CATEGORY_UNKNOWN_SKU
+    assert open_ones() == [(letters, 4), (letters, 4), (unknown, 4)]
+    floor.desk.discard(floor.desk.letters.find(category="MAPPING"), "they were a test")
+    alarms.look()
+    assert open_ones() == [(letters, 4)]
+
+
 def test_a_refused_file_is_in_the_list_for_a_day(tmp_path: Path, server: Server, names: Names) -> None:
     """A file that is refused as a whole is told with its name and reason."""
     floor = Floor(tmp_path, server, names, all_or_nothing="true")
