@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -110,6 +111,27 @@ def test_a_full_spool_says_when_to_come_again(tmp_path: Path) -> None:
         assert [answer.status_code for answer in answers] == [202, 202, 503, 503]
         assert answers[-1].headers["retry-after"] == "5"
         assert len(events(tmp_path)) == 2
+
+
+def test_a_file_that_is_carried_while_the_spool_is_measured_is_no_error(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is gone between the look at the folder and the look at the file: 202, not 500."""
+    monkeypatch.setattr("ingest.sources.webhook.USED_CHECK_S", 0.0)
+    gone = tmp_path / "drop" / "gone.jsonl"
+    gone.parent.mkdir(exist_ok=True)
+    real = os.scandir
+
+    def scandir(path: str | Path | int) -> object:
+        gone.write_bytes(b"{}\n")
+        found = real(path)
+        entries = list(found)
+        found.close()
+        gone.unlink(missing_ok=True)
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert client.post("/events/wms", content=b'{"n": 1}', headers=BEARER).status_code == 202
 
 
 def test_too_much_at_once_is_refused(tmp_path: Path) -> None:

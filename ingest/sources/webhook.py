@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from availability.telemetry import Trace
 from ingest.settings import Webhook
+from ingest.sources.feed import waiting_bytes
 
 _LOG = structlog.get_logger(__name__)
 
@@ -127,7 +128,7 @@ class Spool:
         now = time.monotonic()
         if now - self._used_at >= USED_CHECK_S:
             self._used_at = now
-            self._used = sum(entry.stat().st_size for entry in os.scandir(self._folder) if entry.is_file())
+            self._used = waiting_bytes(self._folder)
         return self._used + more > self._settings.spool_bytes_max
 
 
@@ -199,6 +200,11 @@ def webhook_app(
             return _told(400, "INVALID_REQUEST", str(error))
         try:
             await spools[name].put(lines)
+        except (
+            asyncio.CancelledError
+        ):  # the server leaves; whether it is kept is not known, and once is enough
+            headers = {"retry-after": str(RETRY_AFTER_S)}
+            return _told(503, "OVERLOADED", "the server leaves; send it again", headers)
         except SpoolFull:
             if name not in shut_doors:
                 shut_doors.add(name)
