@@ -27,6 +27,7 @@ from publisher.testing.keys import ApiKey
 from publisher.testing.order_state import Order
 from publisher.testing.server import Storefront
 from publisher.testing.shop import Shop
+from publisher.testing.wire import Call
 from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.orders import WooOrders
 
@@ -51,6 +52,26 @@ class DoubleTransport(httpx2.AsyncBaseTransport):
         )
         if answer.cut:
             raise httpx2.ReadError("cut")
+        return httpx2.Response(answer.status, headers=answer.headers, content=answer.body)
+
+
+class PatientTransport(httpx2.AsyncBaseTransport):
+    """The same with the double's own latencies, in real time."""
+
+    def __init__(self, storefront: Storefront) -> None:
+        self._storefront = storefront
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Answer one call when its work is done."""
+        parts = urlsplit(str(request.url))
+        call = Call(
+            method=request.method,
+            url=parts.path + (f"?{parts.query}" if parts.query else ""),
+            headers={name.lower(): value for name, value in request.headers.items()},
+            body=await request.aread(),
+            tls=True,
+        )
+        answer = await self._storefront.respond(call)
         return httpx2.Response(answer.status, headers=answer.headers, content=answer.body)
 
 

@@ -25,6 +25,7 @@ from publisher.settings import OrdersSettings
 from publisher.shop_publisher import Parts
 from publisher.testing.checkout import buy
 from publisher.testing.faults import Fault, Kind
+from publisher.testing.latency import Latency, Machine
 from publisher.testing.order_state import Order
 from publisher.testing.orders import delete_order, refund_order, set_status
 from publisher.testing.server import Storefront as Double
@@ -34,7 +35,7 @@ from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.orders import WooOrders
 from publisher.woocommerce.stock import WooStock
 from tests.publishing import CHANNEL, KEYS, FakeLedger, Running, double_shop, publisher_of, shop_settings
-from tests.shop_lab import DoubleTransport, PlainLedger, open_copy
+from tests.shop_lab import DoubleTransport, PatientTransport, PlainLedger, open_copy
 
 URL = "https://shop.example.test"
 
@@ -107,12 +108,21 @@ class Mirrored:
 
 @asynccontextmanager
 async def mirrored(
-    engine: Engine, shop: Shop, ledger: MirrorLedger, *, poll_ms: int = 150, settle_ms: int = 300
+    engine: Engine,
+    shop: Shop,
+    ledger: MirrorLedger,
+    *,
+    poll_ms: int = 150,
+    settle_ms: int = 300,
+    latency: Latency | None = None,
+    storefront: Callable[[WooClient], WooStock] = WooStock,
+    **more: object,
 ) -> AsyncIterator[Mirrored]:
-    """Publish to the shop until the block ends."""
-    double = Double(shop=shop, url=URL, tls=True)
-    settings = shop_settings(URL, mode="MIRROR")
-    woo = WooClient(settings, lambda: KEYS, transport=DoubleTransport(double))
+    """Publish to the shop until the block ends; with a ``latency`` the shop takes its time."""
+    double = Double(shop=shop, url=URL, tls=True, machine=Machine(latency or Latency(factor=0)))
+    settings = shop_settings(URL, mode="MIRROR", **more)
+    transport = DoubleTransport(double) if latency is None else PatientTransport(double)
+    woo = WooClient(settings, lambda: KEYS, transport=transport)
     orders = OrdersSettings.model_validate({"poll_ms": poll_ms, "settle_ms": settle_ms, "check_ms": 3_000})
     looks = SecondLooks(settle_ms / 1000, time.monotonic)
     poller = OrderPoller(
@@ -136,7 +146,7 @@ async def mirrored(
         engine,
         ledger.feed,
         settings,
-        storefront=WooStock(woo),
+        storefront=storefront(woo),
         rule=lambda parts: mirror_rule(parts, intake, ledger.numbers),
         companions=(orders_in, look_again),
     )
