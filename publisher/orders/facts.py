@@ -382,7 +382,9 @@ def _quantity(status: str, cell: _Wanted | None, was: int | None, rules: Rules) 
     # Failed, trashed, vanished, a plugin's own status: nothing is given back and nothing taken. What happened since the
     # last reading only the shop knows.
     if cell is not None and (rules.shop_reduces or not was):
-        return cell.reduced or 0
+        return min(
+            cell.reduced or 0, cell.quantity - cell.lowered
+        )  # what was refunded is not ordered, restocked or not
     return was or 0
 
 
