@@ -141,6 +141,8 @@ def test_states_that_were_never_seen_are_skipped() -> None:
     assert ordered(walk(paid, order("failed", line(5, reduced=5), at=1), rules=mirror)) == 5
     refunded = order("failed", line(3, refunded=1, reduced=3), at=1)  # without putting the unit back
     assert ordered(walk(paid, refunded, rules=mirror)) == 2
+    assert ordered(walk(paid, refunded)) == 2
+    assert ordered(walk(paid, order("failed", line(2), at=1))) == 2  # edited before it failed
 
 
 def test_edited_lines_are_told_as_they_stand() -> None:

@@ -385,6 +385,8 @@ def _quantity(status: str, cell: _Wanted | None, was: int | None, rules: Rules) 
         return min(
             cell.reduced or 0, cell.quantity - cell.lowered
         )  # what was refunded is not ordered, restocked or not
+    if cell is not None:  # Owner: the shop's own count says nothing, its lines do
+        return min(was or 0, cell.quantity - cell.lowered)
     return was or 0
 
 
