@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -29,6 +29,7 @@ PRODUCT_ORDERS = (
     "menu_order",
 )
 ORDER_ORDERS = ("date", "id", "include", "title", "slug", "modified")
+FILTERS = frozenset(("sku", "search_sku", "include", "type", "stock_status", "modified_after"))
 VISIBLE = ("publish", "draft", "pending", "private", "future")
 
 Row = TypeVar("Row", Product, Order)
@@ -45,6 +46,8 @@ def list_products(request: Request) -> Handler:
         rows = [shop.products[i] for part in wanted for i in shop.by_sku.get(part, ())]
     else:
         rows = [shop.products[i] for i in shop.listed]
+        if not FILTERS & set(query) and query.get("status", "any") == "any":
+            return (yield from _plain_page(request, rows))
     return (
         yield from _page(
             request, rows, lambda product: read_view(request, product), _product_filters(request)
@@ -125,22 +128,45 @@ def _product_filters(request: Request) -> Callable[[Product], bool]:
     return wanted
 
 
+def _plain_page(request: Request, rows: Sequence[Product]) -> Handler:
+    """Answer a page of the whole catalogue, which is sorted once for all pages."""
+    shop, query = request.shop, request.query
+    order = (query.get("orderby", "date"), query.get("order", "desc"))
+    if order[0] not in ("date", "id"):
+        return (
+            yield from _page(request, rows, lambda row: read_view(request, row), _product_filters(request))
+        )
+    if order not in shop.pages:
+        wanted = _product_filters(request)
+        shop.pages[order] = _sorted(query, [row for row in rows if wanted(row)])
+    return (yield from _cut(request, shop.pages[order], lambda row: read_view(request, row)))
+
+
 def _page(
     request: Request, rows: Sequence[Row], shown: Callable[[Row], object], wanted: Callable[[Row], bool]
 ) -> Handler:
     """Filter, sort and cut a list into the request's page."""
-    query = request.query
-    per_page = int(query.get("per_page", PER_PAGE_DEFAULT))
-    start = int(query["offset"]) if "offset" in query else (int(query.get("page", 1)) - 1) * per_page
-    found = [row for row in rows if wanted(row)]
+    found = _sorted(request.query, [row for row in rows if wanted(row)])
+    return (yield from _cut(request, found, shown))
+
+
+def _sorted(query: Mapping[str, str], rows: list[Row]) -> list[Row]:
     keys: dict[str, Callable[[Row], tuple[float, int]]] = {
         "id": lambda row: (0, row.id),
         "modified": lambda row: (int(row.modified_s), row.id),
     }
-    found.sort(
+    rows.sort(
         key=keys.get(query.get("orderby", "date"), lambda row: (int(row.created_s), row.id)),
         reverse=query.get("order", "desc") == "desc",
     )
+    return rows
+
+
+def _cut(request: Request, found: Sequence[Row], shown: Callable[[Row], object]) -> Handler:
+    """Answer a page of what was found, with the paging headers."""
+    query = request.query
+    per_page = int(query.get("per_page", PER_PAGE_DEFAULT))
+    start = int(query["offset"]) if "offset" in query else (int(query.get("page", 1)) - 1) * per_page
     cut = found[start : start + per_page]
     yield Step(Work.READ_ITEM, max(1, len(cut)))
     pages = ceil(len(found) / per_page)

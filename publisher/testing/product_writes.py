@@ -62,6 +62,7 @@ def apply_change(shop: Shop, product: Product, change: Json, *, batch: bool) -> 
         shop.rename(product, str(change["sku"]))
     if change.get("status") in POST_STATUSES:
         product.post_status = str(change["status"])
+        shop.pages.clear()
     if change.get("regular_price") is not None:
         product.price = str(change["regular_price"])
     if change.get("name"):

@@ -115,6 +115,7 @@ def delete_product(request: Request, raw_id: str) -> Handler:
         shop.remove(product)
     else:
         product.post_status = "trash"
+        shop.pages.clear()
     return Reply(body=linked(shop, shown, "products"))
 
 

@@ -104,6 +104,8 @@ class Shop:
     webhooks: dict[int, Webhook] = field(default_factory=dict)
     queue: deque[tuple[int, int]] = field(default_factory=deque)
     pings: deque[int] = field(default_factory=deque)
+    pages: dict[tuple[str, str], list[Product]] = field(default_factory=dict)
+    """Sorted catalogues for lists without a filter; emptied whenever a product comes, goes or changes its status."""
     next_post_id: int = 11
     next_line_id: int = 1
     next_webhook_id: int = 1
@@ -155,6 +157,7 @@ class Shop:
                 modified_s=now_s,
             )
             self.products[identity] = product
+            self.pages.clear()
             self.by_sku[sku.lower()].append(identity)
             if kind == VARIATION:
                 self.products[parent].variations.append(identity)
@@ -166,6 +169,7 @@ class Shop:
     def remove(self, product: Product) -> None:
         """Delete a product for good."""
         self.products.pop(product.id, None)
+        self.pages.clear()
         self.by_sku[product.sku.lower()].remove(product.id)
         if product.id in self.listed:
             self.listed.remove(product.id)
