@@ -36,7 +36,7 @@ from tests.day_shops import Day, Side, open_ledger, stock
 KEY, SECRET, HOOK_SECRET = "ck_day", "cs_day", "a secret of sixteen bytes and more"
 SKUS, SECONDS, EVENTS_PER_S, KILLS = 24, 8.0, 14.0, 1
 SKUS_FULL, SECONDS_FULL, EVENTS_PER_S_FULL, KILLS_FULL = 120, 240.0, 25.0, 12
-"""Two busy hours of some 1,500 events each are the full day, in four minutes; the short one is some minutes of it."""
+"""The full day is two busy hours of some 1,500 events each, in four minutes; the short one is a part of it."""
 MIRROR_SHARE_MAX = 0.02
 """Of the units that a Mirror shop sells, so many at most may go in the window between reading and writing."""
 QUIET_S = 90.0
