@@ -17,6 +17,7 @@ from publisher.settings import ShopSettings, read_shops
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FEEDS = (ROOT / "ingest" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -26,8 +27,8 @@ def test_the_settings_table_is_current() -> None:
 
 
 def test_the_table_of_source_settings_is_current() -> None:
-    """README's table is what `python -m ingest.settings_table` prints, and each setting says what it is."""
-    assert f"\n{source_settings.settings_table()}\n\n<!-- end of source settings -->" in README
+    """Its README's table is what `python -m ingest.settings_table` prints, and each setting says what it is."""
+    assert f"\n{source_settings.settings_table()}\n\n<!-- end of source settings -->" in FEEDS
     assert [
         name for name, field in source_settings.settings_of(SourceSettings) if not field.description
     ] == []
@@ -48,14 +49,13 @@ def test_the_file_of_shops_is_one(tmp_path: Path) -> None:
 
 
 def test_the_first_feed_works_as_printed(server: object, tmp_path: Path) -> None:
-    """The file and the mapping of "Feeds" as printed: each command ends as it says, and one row is a letter."""
-    section = README[README.index("\n## Feeds\n") :]
+    """Its file and its mapping as printed: each command ends as it says, and one row is a letter."""
     (tmp_path / "feeds" / "drop").mkdir(parents=True)
     for language, name in (("csv", "drop/stock.csv"), ("toml", "wms.toml")):
-        found = re.search(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        found = re.search(rf"^```{language}\n(.*?)^```", FEEDS, re.MULTILINE | re.DOTALL)
         assert found is not None
         (tmp_path / "feeds" / name).write_text(found[1], encoding="utf-8")
-    block = re.search(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    block = re.search(r"^```sh\n(.*?)^```", FEEDS, re.MULTILINE | re.DOTALL)
     assert block is not None
     python = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m availability"
     ended = subprocess.run(
