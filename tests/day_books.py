@@ -153,4 +153,5 @@ class Books:
             units[one.cause] += one.units
         parts = [f"{count} {cause.value}" for cause, count in units.items()]
         oldest = max((one.age_s for one in self.oversold), default=0.0)
-        return f"oversold {units.total()} of {self.units_sold} units ({'; '.join(parts) or 'none'}), oldest cause {oldest:.2f} s before"
+        causes = "; ".join(parts) or "none"
+        return f"oversold {units.total()} of {self.units_sold} units ({causes}), oldest cause {oldest:.2f} s before"
