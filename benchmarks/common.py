@@ -91,6 +91,7 @@ class Size:
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     positions: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     workers: tuple[int, ...] = (1, 2, 4)
+    journal_changes: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
     history: int = 10_000  # reservations of the 1× history; ten times as many for 10×
 
 
@@ -107,6 +108,7 @@ QUICK = Size(
     positions=(10_000, 100_000),
     workers=(1, 2),
     history=3_000,
+    journal_changes=(30_000, 300_000),
 )
 
 

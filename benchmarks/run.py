@@ -45,6 +45,7 @@ SUBJECTS = {
     "workers": "Server processes on one port",
     "positions": "Start-up and memory",
     "ingest": "Files, webhooks",
+    "history": "The history: what the historian writes, and explanations of the past",
 }
 """Modules with a ``run(size)``, in order of running, and what each is about."""
 PACKAGES = ("grpcio", "protobuf", "numpy", "polars", "redis", "hiredis", "psycopg", "sqlalchemy")
