@@ -108,7 +108,7 @@ QUICK = Size(
     positions=(10_000, 100_000),
     workers=(1, 2),
     history=3_000,
-    journal_changes=(30_000, 300_000),
+    journal_changes=(100_000, 300_000),
 )
 
 

@@ -1,7 +1,7 @@
-"""The last row of each of several names up to a version, one index seek a name. What both databases do alike.
+"""The last change of a sku's positions up to a moment, and of each of their figures: index seeks, one statement.
 
-PostgreSQL seeks by LATERAL, and looks at the latest month's partitions before all older ones; SQLite by a correlated
-subquery for the row's number.
+PostgreSQL seeks by LATERAL through the latest days first: planning over many partitions costs more than the answer.
+SQLite seeks by a correlated subquery for the row's number. Conditions of partial indexes stand in the text itself.
 """
 
 from __future__ import annotations
@@ -13,108 +13,96 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from availability.history.moment import Moment
-from availability.history.tables import policies, policy_names, position_changes, positions
+from availability.history.tables import policies, policy_names
 
-RECENT_DAYS = 31
-"""Partitions looked at first: planning over all of them costs more than most answers need."""
-_ZERO: sa.ColumnElement[int] = sa.literal_column("0")
-"""Not a parameter: a partial index is used only where its condition stands in the query itself."""
-
-Figure = tuple[str, tuple[str, ...]]
-_c = position_changes.c
-MOVED: dict[str, tuple[sa.ColumnElement[bool], ...]] = {
-    "on_hand": (
-        sa.or_(_c.on_hand_change != _ZERO, _c.quarantined_change != _ZERO),
-        _c.on_hand_change != _ZERO,
-    ),
-    "quarantined": (
-        sa.or_(_c.on_hand_change != _ZERO, _c.quarantined_change != _ZERO),
-        _c.quarantined_change != _ZERO,
-    ),
-    "reserved": (_c.reserved_change != _ZERO,),
-    "committed": (_c.committed_change != _ZERO,),
-    "safety_stock": (_c.kind == sa.literal_column("7"),),
+WINDOWS_DAYS = (7, 62, 1 << 20)
+"""Days looked at, step by step, until everything is found."""
+STATE = "state"
+MOVED = {
+    STATE: "",
+    "on_hand": " AND (p.on_hand_change != 0 OR p.quarantined_change != 0) AND p.on_hand_change != 0",
+    "quarantined": " AND (p.on_hand_change != 0 OR p.quarantined_change != 0) AND p.quarantined_change != 0",
+    "reserved": " AND p.reserved_change != 0",
+    "committed": " AND p.committed_change != 0",
 }
 """Which changes moved a figure; each finds a partial index."""
-
-
-def latest_changes(
-    connection: Connection, at: Moment, sku: str, moved: str | None = None
-) -> dict[str, sa.Row[Any]]:  # Any: rows of position_changes
-    """Return per node the last change of the sku's position, or the last that moved one of its figures."""
-    where = (*_within(at), *(MOVED[moved] if moved else ()))
-    names, ours = positions.c, positions.c.sku == sku
-
-    def found_in(
-        more: Sequence[sa.ColumnElement[bool]], wanted: sa.ColumnElement[bool]
-    ) -> dict[str, sa.Row[Any]]:
-        seek = _by_lateral if connection.dialect.name == "postgresql" else _by_rowid
-        rows = seek(
-            connection, positions, position_changes, ("sku", "node"), (*where, *more), _order(), wanted
-        )
-        return {row.node: row for row in rows}
-
-    if connection.dialect.name != "postgresql":
-        return found_in((), ours)
-    low = at.day - RECENT_DAYS
-    found = found_in([_c.day > low], ours)
-    missing = connection.scalars(sa.select(names.node).where(ours, names.node.not_in(list(found)))).all()
-    return (
-        {**found, **found_in([_c.day <= low], sa.and_(ours, names.node.in_(missing)))} if missing else found
+FIGURES = tuple(what for what in MOVED if what != STATE)
+_SEEK = (
+    "FROM position_changes p WHERE p.sku = n.sku AND p.node = n.node AND p.day <= :day AND p.day > :low "
+    "AND p.version <= :version AND p.version > :floor{moved} ORDER BY p.day DESC, p.version DESC LIMIT 1"
+)
+_POSTGRESQL = sa.text(
+    "SELECT n.node AS place, c.* FROM positions n LEFT JOIN LATERAL ("
+    + " UNION ALL ".join(
+        f"(SELECT '{what}' AS what, p.* {_SEEK.format(moved=moved)})" for what, moved in MOVED.items()
     )
+    + ") c ON true WHERE n.sku = :sku AND n.node = ANY(:nodes)"
+)
+_SQLITE = sa.text(
+    " UNION ALL ".join(
+        f"SELECT '{what}' AS what, f.* FROM positions n JOIN position_changes f ON f.rowid = "
+        f"(SELECT p.rowid {_SEEK.format(moved=moved)}) WHERE n.sku = :sku"
+        for what, moved in MOVED.items()
+    )
+)
+_NODES = sa.text("SELECT node FROM positions WHERE sku = :sku")
+
+Changes = dict[tuple[str, str], sa.Row[Any]]  # Any: rows of position_changes
+
+
+def latest_changes(connection: Connection, at: Moment, sku: str) -> Changes:
+    """Return (node, STATE or a figure) → the last change of the position, or the last that moved the figure.
+
+    A figure that is 0 and has not moved for a week may be left out: nobody is behind it.
+    """
+    values: dict[str, Any] = {"sku": sku, "day": at.day, "version": at.version, "floor": at.floor}
+    if connection.dialect.name != "postgresql":
+        rows = connection.execute(_SQLITE, {**values, "low": -1})
+        return {(row.node, row.what): row for row in rows}
+    found: Changes = {}
+    nodes = set(connection.scalars(_NODES, {"sku": sku}))
+    high = at.day
+    for days in WINDOWS_DAYS:
+        if not nodes or high < 0:
+            break
+        low = max(-1, at.day - days)
+        window = {**values, "day": high, "low": low, "nodes": sorted(nodes)}
+        for row in connection.execute(_POSTGRESQL, window):
+            if row.what is not None:
+                found.setdefault((row.place, row.what), row)
+        nodes = {node for node in nodes if _wanting(found, node)}
+        high = low
+    return found
+
+
+def _wanting(found: Changes, node: str) -> bool:
+    """Say whether a node's state, or who moved a figure that is not 0, is still to be found."""
+    state = found.get((node, STATE))
+    if state is None:
+        return True
+    return any(getattr(state, figure) != 0 and (node, figure) not in found for figure in FIGURES)
 
 
 def latest_policies(
     connection: Connection, at: Moment, names: sa.ColumnElement[bool]
 ) -> Sequence[sa.Row[Any]]:  # Any: rows of policies
     """Return the last state of each policy whose name (of policy_names) fits."""
-    where = (policies.c.version <= at.version, policies.c.version >= at.floor)
+    own = [policies.c[key] == policy_names.c[key] for key in ("what", "channel", "sku")]
+    where = (*own, policies.c.version <= at.version, policies.c.version >= at.floor)
     order = (policies.c.version.desc(), policies.c.number.desc())
-    seek = _by_lateral if connection.dialect.name == "postgresql" else _by_rowid
-    return seek(connection, policy_names, policies, ("what", "channel", "sku"), where, order, names)
-
-
-def _within(at: Moment) -> tuple[sa.ColumnElement[bool], ...]:
-    return _c.day <= at.day, _c.version <= at.version, _c.version > at.floor
-
-
-def _order() -> tuple[sa.ColumnElement[Any], ...]:
-    return _c.day.desc(), _c.version.desc()
-
-
-def _by_lateral(
-    connection: Connection,
-    names: sa.Table,
-    rows: sa.Table,
-    keys: Sequence[str],
-    where: Sequence[sa.ColumnElement[bool]],
-    order: Sequence[sa.ColumnElement[Any]],
-    wanted: sa.ColumnElement[bool],
-) -> Sequence[sa.Row[Any]]:
-    own = [rows.c[key] == names.c[key] for key in keys]
-    last = sa.select(rows).where(*own, *where).order_by(*order).limit(1).correlate(names).lateral("last")
-    query = sa.select(last).select_from(names.join(last, sa.true())).where(wanted)
-    return connection.execute(query).all()
-
-
-def _by_rowid(
-    connection: Connection,
-    names: sa.Table,
-    rows: sa.Table,
-    keys: Sequence[str],
-    where: Sequence[sa.ColumnElement[bool]],
-    order: Sequence[sa.ColumnElement[Any]],
-    wanted: sa.ColumnElement[bool],
-) -> Sequence[sa.Row[Any]]:
-    own = [rows.c[key] == names.c[key] for key in keys]
-    number: sa.ColumnElement[int] = sa.literal_column(f"{rows.name}.rowid")
-    last = sa.select(number).select_from(rows).where(*own, *where).order_by(*order).limit(1)
-    outer = rows.alias("found")
-    query = (
-        sa.select(outer)
-        .select_from(
-            names.join(outer, sa.literal_column("found.rowid") == last.correlate(names).scalar_subquery())
+    if connection.dialect.name == "postgresql":
+        last = (
+            sa.select(policies)
+            .where(*where)
+            .order_by(*order)
+            .limit(1)
+            .correlate(policy_names)
+            .lateral("last")
         )
-        .where(wanted)
-    )
-    return connection.execute(query).all()
+        query = sa.select(last).select_from(policy_names.join(last, sa.true())).where(names)
+        return connection.execute(query).all()
+    number: sa.ColumnElement[int] = sa.literal_column("policies.rowid")
+    row = sa.select(number).select_from(policies).where(*where).order_by(*order).limit(1)
+    outer = policies.alias("found")
+    same = sa.literal_column("found.rowid") == row.correlate(policy_names).scalar_subquery()
+    return connection.execute(sa.select(outer).select_from(policy_names.join(outer, same)).where(names)).all()

@@ -25,7 +25,10 @@ from availability.history.tables import (
     unpacked,
 )
 
-CLOCK_MS_MAX = 253_402_300_800_000
+_RECORD = sa.text(
+    "SELECT day, clock_ms FROM journal WHERE version = :version "
+    "AND day = (SELECT max(day) FROM journal_days WHERE first_version <= :version)"
+)
 
 
 class NotInHistory(HistoryError):
@@ -83,29 +86,23 @@ def moment(connection: Connection, at: Version | int | None) -> Moment:
 
 
 def _at_version(connection: Connection, number: int) -> Moment:
-    known = connection.execute(
-        sa.select(baselines).where(baselines.c.version <= number).order_by(baselines.c.version)
-    ).all()
-    baseline = RETAINED if known and known[-1].reason == RETENTION else known[-1].version if known else 0
-    floor = max((row.version if row.reason == GAP else row.after_version for row in known), default=0)
-    begins = connection.scalar(
-        sa.select(sa.func.max(baselines.c.version)).where(baselines.c.reason == RETENTION)
-    )
-    if begins is not None and number < begins:
+    all_known = connection.execute(sa.select(baselines).order_by(baselines.c.version)).all()
+    begins = max((row.version for row in all_known if row.reason == RETENTION), default=0)
+    if number < begins:
         raise NotInHistory(_why_missing(connection, number))
+    known = [row for row in all_known if row.version <= number]
+    baseline = 0
+    if known:
+        baseline = RETAINED if known[-1].reason == RETENTION else known[-1].version
+    floor = max((row.version if row.reason == GAP else row.after_version for row in known), default=0)
     if known and known[-1].version == number:
         return Moment(
             version=number, clock_ms=known[-1].clock_ms, day=known[-1].day, baseline=baseline, floor=floor
         )
-    day = connection.scalar(
-        sa.select(sa.func.max(journal_days.c.day)).where(journal_days.c.first_version <= number)
-    )
-    row = connection.execute(
-        sa.select(journal.c.clock_ms).where(journal.c.day == day, journal.c.version == number)
-    ).first()
+    row = connection.execute(_RECORD, {"version": number}).first()
     if row is None:
         raise NotInHistory(_why_missing(connection, number))
-    return Moment(version=number, clock_ms=row.clock_ms, day=day, baseline=baseline, floor=floor)
+    return Moment(version=number, clock_ms=row.clock_ms, day=row.day, baseline=baseline, floor=floor)
 
 
 def _at_clock(connection: Connection, clock_ms: int) -> Moment:

@@ -17,7 +17,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from availability.domain.version import Version
 from availability.history.database import reading
-from availability.history.latest import MOVED, latest_changes, latest_policies
+from availability.history.latest import STATE, latest_changes, latest_policies
+from availability.history.latest import Changes as LastChanges
 from availability.history.moment import Moment, moment
 from availability.history.origin import Origin, origins
 from availability.history.rows import REMOVED
@@ -37,7 +38,6 @@ from availability.replica.columns import FIELDS, Rows
 from availability.replica.explain import PolicyTerm, Sheet, Terms, kit_terms
 from availability.replica.policies import Changes, Policies
 
-FIGURES = tuple(MOVED)
 _STATES: dict[str, Any] = {  # Any: msgspec takes the type as a value
     "NODE": NodeState,
     "CHANNEL": ChannelState,
@@ -48,6 +48,7 @@ _STATES: dict[str, Any] = {  # Any: msgspec takes the type as a value
     "FENCE_LEFT": FenceLeft,
     "FEED": FeedState,
     "SILENCE": FeedBody,
+    "SAFETY_STOCK": int,
 }
 _DECODERS = {what: msgspec.msgpack.Decoder(state) for what, state in _STATES.items()}
 Figures = tuple[int, int, int, int, int]
@@ -96,7 +97,8 @@ def _explained(connection: Connection, at: Moment, channel: str, sku: str) -> Pa
     )
     if fenced:
         table.load(sa.and_(policy_names.c.what == "CHANNEL", policy_names.c.channel.in_(fenced)))
-    figures = {one: _figures(connection, at, one) for one in skus}
+    changes = {one: latest_changes(connection, at, one) for one in skus}
+    figures = {one: _figures(connection, at, one, changes[one]) for one in skus}
     numbers = {one: number for number, one in enumerate(skus)}
     policies = table.policies(numbers, {node for own in figures.values() for node in own})
     own = policies.channel(channel)
@@ -106,7 +108,7 @@ def _explained(connection: Connection, at: Moment, channel: str, sku: str) -> Pa
         for one, number in numbers.items()
     ]
     found = [
-        _with_origins(connection, at, sheet.terms(channel, one, version), own.declared, figures[one])
+        _with_origins(connection, at, sheet.terms(channel, one, version), own.declared, changes[one], table)
         for one, sheet in zip(skus, sheets, strict=True)
     ]
     if not isinstance(kit, KitState) or not parts:
@@ -118,7 +120,7 @@ def _explained(connection: Connection, at: Moment, channel: str, sku: str) -> Pa
 # --- Positions ------------------------------------------------------------------------------------------------
 
 
-def _figures(connection: Connection, at: Moment, sku: str) -> dict[str, Figures]:
+def _figures(connection: Connection, at: Moment, sku: str, changes: LastChanges) -> dict[str, Figures]:
     """Return a sku's figures per node: its last change, else what the last baseline noted."""
     figures: dict[str, Figures] = {}
     if at.baseline:
@@ -127,7 +129,7 @@ def _figures(connection: Connection, at: Moment, sku: str) -> dict[str, Figures]
             sa.select(baseline_positions).where(c.sku == sku, c.baseline == at.baseline)
         ):
             figures[row.node] = _of_row(row)
-    figures.update({node: _of_row(row) for node, row in latest_changes(connection, at, sku).items()})
+    figures.update({node: _of_row(row) for (node, what), row in changes.items() if what == STATE})
     return figures
 
 
@@ -148,17 +150,21 @@ def _rows(number: int, figures: dict[str, Figures], policies: Policies) -> Rows:
 
 
 def _with_origins(
-    connection: Connection, at: Moment, terms: Terms, declared: bool, figures: dict[str, Figures]
+    connection: Connection,
+    at: Moment,
+    terms: Terms,
+    declared: bool,
+    changes: LastChanges,
+    table: _PolicyTable,
 ) -> PastTerms:
     """Add who last set what; a position's own safety stock gets its author from there."""
-    if not figures:
-        return PastTerms(terms=terms, clock_ms=at.clock_ms, declared=declared, origins={})
     wanted = [
         (row.day, row.version, terms.sku, node, figure)
-        for figure in FIGURES
-        for node, row in latest_changes(connection, at, terms.sku, figure).items()
+        for (node, figure), row in changes.items()
+        if figure != STATE
     ]
     told = {(node, figure): one for (_, _, node, figure), one in origins(connection, wanted).items()}
+    told.update(table.safety_stocks(terms.sku))
     own = tuple(_policy_of_position(policy, told) for policy in terms.policies)
     return PastTerms(
         terms=replace(terms, policies=own), clock_ms=at.clock_ms, declared=declared, origins=told
@@ -181,7 +187,9 @@ def _policy_of_position(policy: PolicyTerm, told: dict[tuple[str, str], Origin])
 
 def _of_skus(skus: Sequence[str]) -> sa.ColumnElement[bool]:
     c = policy_names.c
-    return sa.and_(c.what.in_(["KIT", "FENCE", "FENCE_LEFT", "OVERRIDE", "STOP"]), c.sku.in_(skus))
+    return sa.and_(
+        c.what.in_(["KIT", "FENCE", "FENCE_LEFT", "OVERRIDE", "STOP", "SAFETY_STOCK"]), c.sku.in_(skus)
+    )
 
 
 def _of_channel(channel: str, skus: Sequence[str]) -> sa.ColumnElement[bool]:
@@ -200,12 +208,21 @@ class _PolicyTable:
         self._connection = connection
         self._at = at
         self.states: dict[tuple[str, str, str], tuple[int, Any]] = {}  # Any: a State class of ledger.record
+        self._safety: dict[tuple[str, str], Origin] = {}
 
     def load(self, names: sa.ColumnElement[bool]) -> None:
         for row in latest_policies(self._connection, self._at, names):
             if row.state != REMOVED:
                 state = _DECODERS[row.what].decode(row.state)
                 self.states[row.what, row.channel, row.sku] = (row.version, state)
+            if row.what == "SAFETY_STOCK":
+                self._safety[row.sku, row.channel] = Origin(
+                    version=str(unpacked(row.version)),
+                    clock_ms=row.clock_ms,
+                    event="POLICY",
+                    author=row.author,
+                    reason=row.reason,
+                )
 
     def get(self, what: str, channel: str, sku: str) -> object:
         """Return one state, or None."""
@@ -232,6 +249,10 @@ class _PolicyTable:
         more = dict(numbers)
         policies, _ = Policies.empty().changed(changes, lambda sku: more.setdefault(sku, len(more)))
         return policies
+
+    def safety_stocks(self, sku: str) -> dict[tuple[str, str], Origin]:
+        """Return (node, safety_stock) → who set it, of a sku's positions that had one of their own."""
+        return {(node, "safety_stock"): one for (of, node), one in self._safety.items() if of == sku}
 
     def fences(self, sku: str) -> tuple[FenceState, ...]:
         """Return a sku's fences with what was left of each, by channel."""

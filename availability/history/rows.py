@@ -47,6 +47,7 @@ PolicyState = (
     | FenceLeft
     | FeedState
     | FeedBody
+    | int
 )
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -176,6 +177,8 @@ def named_states(record: Record, body: object) -> Iterator[tuple[str, str, str, 
             yield "NODE", "", node.node, node
     elif isinstance(body, PolicyBody):
         yield from policy_states(body)
+        for position in record.positions:  # of a policy only a position's own safety stock moves one
+            yield "SAFETY_STOCK", position.node, position.sku, position.safety_stock
     elif isinstance(body, FeedBody):
         yield "SILENCE", body.source, body.node, body
     for left in record.fences:

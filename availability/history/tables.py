@@ -100,7 +100,6 @@ for _name, _moved in (
     ("stock", sa.or_(_c.on_hand_change != 0, _c.quarantined_change != 0)),
     ("reserved", _c.reserved_change != 0),
     ("committed", _c.committed_change != 0),
-    ("policy", _c.kind == 7),
 ):
     sa.Index(
         f"position_changes_{_name}",
@@ -162,9 +161,10 @@ policies = sa.Table(
 )
 """Policies as each change left them, msgpack of the State classes of ledger.record; kept for ever.
 
-``what``: NODE, CHANNEL, OVERRIDE, STOP, KIT, FENCE, FENCE_LEFT, FEED or SILENCE. ``channel`` and ``sku`` are its names,
-empty where it has none: a node's and a kit's name stands in ``sku``, a feed's source in ``channel`` and its node in
-``sku``. An empty ``state`` is one that was removed. ``number``: the latest of several in one record.
+``what``: NODE, CHANNEL, OVERRIDE, STOP, KIT, FENCE, FENCE_LEFT, FEED, SILENCE or SAFETY_STOCK. ``channel`` and ``sku``
+are its names, empty where it has none: a node's and a kit's name stands in ``sku``, a feed's source in ``channel`` and
+its node in ``sku``, the node of a position's own safety stock in ``channel``. An empty ``state`` is one that was
+removed. ``number``: the latest of several in one record.
 """
 
 policy_names = sa.Table(

@@ -189,14 +189,6 @@ def upgrade() -> None:
         "position_changes_place", "position_changes", ["sku", "node", "day", "version"], unique=False
     )
     op.create_index(
-        "position_changes_policy",
-        "position_changes",
-        ["sku", "node", "day", "version"],
-        unique=False,
-        postgresql_where=sa.text("kind = 7"),
-        sqlite_where=sa.text("kind = 7"),
-    )
-    op.create_index(
         "position_changes_reserved",
         "position_changes",
         ["sku", "node", "day", "version"],
