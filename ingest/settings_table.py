@@ -1,4 +1,4 @@
-"""The table of ingest/README.md: what a source's file may say, made from the models: ``python -m ingest.settings_table``."""
+"""The table of ingest/README.md: what a source's file may say. Run it: ``python -m ingest.settings_table``."""
 
 from __future__ import annotations
 
