@@ -146,6 +146,8 @@ def _sell(plan: Plan, feeds: Feeds, options: argparse.Namespace) -> list[tuple[f
             thread.join(timeout=60)
     if failures:
         raise failures[0]
+    if not options.web and time.time() - began < plan.length_s:
+        raise RuntimeError("the load ended before its time; see locust's own words above")
     if ended.returncode not in (0, 1):  # 1: some calls failed; the audit judges
         raise RuntimeError(f"locust ended with {ended.returncode}")
     return seen

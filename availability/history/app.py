@@ -23,6 +23,7 @@ from availability.history.baseline import read_baseline
 from availability.history.database import DatabaseUnreachable, HistoryError, open_database
 from availability.history.historian import CONSUMER, Historian, HistorianSettings
 from availability.history.journal import Journal
+from availability.history.reconcile_figures import reconcile_figures
 from availability.history.seal import Sealer, SealKeyError
 from availability.ledger.commit_queue import NoLedger
 from availability.ledger.errors import LedgerError
@@ -101,6 +102,7 @@ def run(settings: Settings, *, metrics_listen: str = "", once: bool = False) -> 
             metrics = HistoryMetrics()
             made = build(settings, side, engine, sealer, metrics, stop)
             metrics.watch_lag(made.lag)
+            metrics.watch_reconcile(lambda: reconcile_figures(engine, time.time()))
             stop_metrics = start_metrics_listener(metrics_listen, metrics.registry)
             if stop_metrics is not None:
                 stack.callback(stop_metrics)
