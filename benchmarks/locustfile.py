@@ -7,6 +7,7 @@ gevent in each process after locust has forked it, so nothing of it is touched w
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from locust import LoadTestShape, User, constant, events, runners, task
+from locust import LoadTestShape, User, argument_parser, constant, events, runners, task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from benchmarks.sale_client import SaleClient
 
 PLAN = read_plan()
+# locust 2.47 makes its parser of 100 options anew for each option of each order to a process: on a busy machine no
+# shopper had a turn for up to 30 s, seen in a traceback. The answer is always the same.
+argument_parser.default_args_dict = functools.cache(argument_parser.default_args_dict)
 runners.HEARTBEAT_LIVENESS = 60
 """Beats, a second each, after which a process counts as gone: a busy machine may leave one without a turn for long."""
 BATCH_SKUS = 40

@@ -19,6 +19,7 @@ from availability.config import Settings, load_settings
 from availability.ledger.embedded import find_server
 from availability.ledger.preflight import inspect
 from availability.service.health import LIVENESS, OVERALL, service_checks
+from ingest.reconcile.settings import read_snapshots
 from ingest.settings import read_source
 from publisher.settings import read_shops
 from tests.deploy_files import (
@@ -247,7 +248,7 @@ def test_every_command_exists() -> None:
     """Commands, options and arguments of images, units, manifests, runbooks and README are the code's."""
     found = list(our_commands())
     started = {" ".join(word for word in words[:2] if not word.startswith("-")) for _, words in found}
-    assert {"serve", "ingest run", "publish run", "historian run"} <= started
+    assert {"serve", "ingest run", "publish run", "historian run", "reconcile nightly"} <= started
     problems = {f"{where}: {' '.join(words)}": problem_of(words) for where, words in found}
     assert {where: problem for where, problem in problems.items() if problem} == {}
 
@@ -371,6 +372,14 @@ def test_the_example_source_is_one() -> None:
     """What compose and Kubernetes mount is read by ingest."""
     source = read_source(DEPLOY / "sources" / "wms.toml")
     assert source.source == "wms"
+
+
+def test_the_example_snapshot_is_one() -> None:
+    """What Kubernetes mounts is read by reconciliation; its folder lies in the volume that is mounted."""
+    snapshot = read_snapshots(DEPLOY / "snapshots")["wms"]
+    (job,) = [container for _, container in containers() if container["name"] == "reconcile"]
+    places = [mount["mountPath"] for mount in job["volumeMounts"]]
+    assert any(str(snapshot.files.folder).startswith(f"{place}/") for place in places)
 
 
 def test_the_example_shop_is_one() -> None:
