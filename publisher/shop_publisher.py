@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
 import structlog
@@ -37,7 +37,7 @@ from publisher.traces import Traces
 _LOG = structlog.get_logger(__name__)
 
 LEASE_S = 5.0
-"""Longest time without a publisher after one was killed."""
+"""A killed publisher's shop is free after so long; who stands by looks three times as often."""
 ASKED_S = 1.0
 FIGURES_S = 1.0
 START_PAUSE_S = 5.0
@@ -203,7 +203,8 @@ class ShopPublisher:
         shop, pause_s = parts.shop, START_PAUSE_S
         while not stop.is_set():
             try:
-                await parts.keeper.start()
+                if not await _unless(stop, parts.keeper.start()):
+                    return False
             except ShopFailure as failure:
                 state = STOPPED if failure.kind is FailureKind.AUTHENTICATION else OPEN
                 _LOG.error("the shop's catalogue cannot be read", channel=self.channel, reason=str(failure))
@@ -276,3 +277,18 @@ async def _wait(stop: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await stop.wait()
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do something; return False where it was ended because we are stopped. Raises what it raises."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        task.result()
+        return True
+    finally:
+        for one in (task, stopped):
+            one.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)

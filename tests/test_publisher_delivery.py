@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from publisher.numbers import Limits
 from publisher.testing.faults import Fault, Kind
 from publisher.testing.server import Storefront as Double
 from publisher.testing.server import serve
+from publisher.woocommerce.stock import _lists
 from tests.publishing import CHANNEL, FakeLedger, double_shop, publishing
 
 SKUS = {f"S-{number}": 10 for number in range(12)}
@@ -196,6 +198,15 @@ def test_skus_that_no_list_can_name(engine: Engine, ledger: FakeLedger) -> None:
                 assert shown(double, *names) == ledger.sellable()
 
     asyncio.run(scenario())
+
+
+def test_a_list_of_skus_fits_into_an_address() -> None:
+    """However long names are, and however much longer they become encoded, none is lost and no address is too long."""
+    skus = ["ü" * 30 + str(number) for number in range(100)] + [f"S-{number}" for number in range(250)]
+    lists = list(_lists(skus, 100))
+    assert ",".join(lists).split(",") == skus
+    assert max(len(quote(one, safe="")) for one in lists) <= 4_000
+    assert max(one.count(",") for one in lists) < 100
 
 
 def test_a_pilot_touches_only_its_skus(engine: Engine, ledger: FakeLedger, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ It does not try again: pace and budget are the caller's. The HTTP library stays 
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 import time
 import uuid
@@ -28,6 +29,12 @@ API = "/wp-json/wc/v3"
 """WooCommerce keys work on these addresses only: a shop needs pretty permalinks."""
 PAGE_ITEMS = 100
 PAGES_MAX = 100_000
+PAGE_PAUSE_S = 0.5
+PAGE_PAUSE_MAX_S = 60.0
+PASSING = frozenset(
+    {FailureKind.OVERLOADED, FailureKind.UNREACHABLE, FailureKind.TIMEOUT, FailureKind.BROKEN}
+)
+"""Failures of a reading that may be over at the next."""
 USER_AGENT = "availability-publisher"
 
 
@@ -119,12 +126,20 @@ class WooClient:
         return read_answer(status, answer_headers, answered, self._now())
 
     async def pages(
-        self, path: str, params: Sequence[tuple[str, str]] = (), *, page_items: int = PAGE_ITEMS
+        self,
+        path: str,
+        params: Sequence[tuple[str, str]] = (),
+        *,
+        page_items: int = PAGE_ITEMS,
+        attempts: int = 1,
     ) -> AsyncIterator[Answer]:
-        """Yield a list page by page until one is not full. ``params`` must order it. Raises ShopFailure."""
+        """Yield a list page by page until one is not full. ``params`` must order it. Raises ShopFailure.
+
+        ``attempts``: how often a page is asked for, with growing pauses: a long walk does not begin anew for one.
+        """
         for number in range(1, PAGES_MAX + 1):
             page = (("per_page", str(page_items)), ("page", str(number)))
-            answer = await self.get(path, (*params, *page))
+            answer = await self._patiently(path, (*params, *page), attempts)
             if not isinstance(answer.json, list):
                 raise ShopFailure(FailureKind.BROKEN, f"{self.where}{path} answered no list")
             if answer.json:
@@ -132,6 +147,17 @@ class WooClient:
             if len(answer.json) < page_items:
                 return
         raise ShopFailure(FailureKind.BROKEN, f"{self.where}{path} has more than {PAGES_MAX} pages")
+
+    async def _patiently(self, path: str, params: Sequence[tuple[str, str]], attempts: int) -> Answer:
+        for attempt in range(1, attempts):
+            try:
+                return await self.get(path, params)
+            except ShopFailure as failure:
+                pause_s = max(PAGE_PAUSE_S * 2.0 ** (attempt - 1), failure.retry_after_s)
+                if failure.kind not in PASSING or pause_s > PAGE_PAUSE_MAX_S:
+                    raise
+                await asyncio.sleep(pause_s * (0.5 + random.random() / 2))
+        return await self.get(path, params)
 
     async def close(self) -> None:
         """End the connections."""

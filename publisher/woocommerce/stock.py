@@ -7,9 +7,10 @@ integers are sent: a batch turns "abc" into 0, and the shop is sold out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from publisher.storefront import (
     Category,
@@ -29,6 +30,9 @@ from publisher.woocommerce.client import WooClient
 FIELDS = ("id", "sku", "type", "parent_id", "manage_stock", "stock_quantity", "stock_status", "backorders")
 _ECHO = ("id", "manage_stock", "stock_quantity", "stock_status", "backorders", "error")
 QUANTITY_MAX = 1_000_000_000
+ADDRESS_CHARS_MAX = 4_000
+"""Of a list of skus in an address; servers take 8,000 of all of it."""
+WALK_ATTEMPTS = 5
 
 GONE = frozenset(
     {
@@ -166,7 +170,8 @@ class WooStock:
         parent_id: str = "",
         params: tuple[tuple[str, str], ...] = (),
     ) -> AsyncIterator[list[Listing]]:
-        async for answer in self._client.pages(path, (*params, *_ORDERED, _FIELDS_PARAM)):
+        pages = self._client.pages(path, (*params, *_ORDERED, _FIELDS_PARAM), attempts=WALK_ATTEMPTS)
+        async for answer in pages:
             yield [listing_of(item, kind=kind, parent_id=parent_id) for item in answer.json]
             if self._pause is not None:
                 await self._pause()
@@ -268,6 +273,21 @@ def _item(write: StockWrite) -> dict[str, Any]:  # Any: JSON
     if write.manage:
         item["manage_stock"] = True
     return item
+
+
+def _lists(skus: Sequence[str], items_max: int) -> Iterator[str]:
+    """Yield lists of skus that fit into an address. Never a blank behind the comma: it loses the next sku."""
+    some: list[str] = []
+    chars = 0
+    for sku in skus:
+        more = len(quote(sku, safe="")) + 3
+        if some and (len(some) >= items_max or chars + more > ADDRESS_CHARS_MAX):
+            yield ",".join(some)
+            some, chars = [], 0
+        some.append(sku)
+        chars += more
+    if some:
+        yield ",".join(some)
 
 
 def _can_be_listed(sku: str) -> bool:
