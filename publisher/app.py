@@ -227,6 +227,7 @@ class PublisherDesk:
             metrics=metrics,
             owner=owner,
             spans=spans,
+            told=told,
         )
         assembled: dict[str, Assembled] = {}
         for channel in channels or list(self.shops):

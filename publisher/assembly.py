@@ -23,6 +23,7 @@ from publisher.orders.intake import OrderIntake, Tending
 from publisher.orders.ledger import OrderClient
 from publisher.orders.poller import OrderPoller, PollRules
 from publisher.orders.receiver import Door
+from publisher.progress import Progress
 from publisher.rolling import Rolling
 from publisher.settings import Mode, OrdersSettings, SettingsRefused, ShopSettings, WebhookSettings
 from publisher.shop_publisher import Companion, Parts, RuleMaker, ShopPublisher
@@ -46,7 +47,7 @@ class Assembled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What all shops of a process share."""
+    """What all shops of a process share. ``told`` is given lines for a person: how far a large publish has come."""
 
     engine: Engine
     client: Client
@@ -54,6 +55,7 @@ class Surroundings:
     metrics: PublishMetrics
     owner: str
     spans: Spans | None = None
+    told: Callable[[str], None] = lambda _: None
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
@@ -88,7 +90,11 @@ def assemble(
         rule=_mirrored(intake, channel, around) if mirror and intake is not None else None,
         prepare=_prepared(guard, approvals, around.now),
         companions=(
-            *_companions(guard, approvals, rolling, intake, looks if mirror else None, around.now),
+            _guarded(guard, approvals, around.now),
+            _telling(guard, around),
+            *((rolling.run,) if settings.kind == "woocommerce" else ()),
+            *((_taking_orders(intake),) if intake is not None else ()),
+            *((_looking_again(looks),) if mirror else ()),
             Alarms(around.client, channel, around.now).run,
         ),
         verified_at=lambda: rolling.ended_at,
@@ -188,16 +194,7 @@ def _prepared(
     return prepare
 
 
-def _companions(
-    guard: ZeroGuard,
-    approvals: Approvals,
-    rolling: Rolling,
-    intake: OrderIntake | None,
-    looks: SecondLooks | None,
-    now: Callable[[], float],
-) -> tuple[Companion, ...]:
-    """Return what runs beside delivery."""
-
+def _guarded(guard: ZeroGuard, approvals: Approvals, now: Callable[[], float]) -> Companion:
     async def guarded(parts: Parts, _: asyncio.Event) -> None:
         def released() -> None:
             parts.shop.coalescer.release()
@@ -212,12 +209,30 @@ def _companions(
             pause=lambda: asyncio.sleep(LOOK_S),
         )
 
+    return guarded
+
+
+def _telling(guard: ZeroGuard, around: Surroundings) -> Companion:
+    async def telling(parts: Parts, _: asyncio.Event) -> None:
+        progress = Progress()
+        while True:
+            said = progress.look(len(parts.shop.coalescer), len(guard.held), around.monotonic())
+            if said is not None:
+                around.told(f"{parts.shop.channel}: {said.text}")
+            await asyncio.sleep(LOOK_S)
+
+    return telling
+
+
+def _taking_orders(intake: OrderIntake) -> Companion:
     async def taking_orders(_: Parts, stop: asyncio.Event) -> None:
-        if intake is not None:
-            await intake.run(stop)
+        await intake.run(stop)
 
+    return taking_orders
+
+
+def _looking_again(looks: SecondLooks) -> Companion:
     async def looking_again(parts: Parts, _: asyncio.Event) -> None:
-        if looks is not None:
-            await looks.run(parts)
+        await looks.run(parts)
 
-    return (guarded, rolling.run, taking_orders, looking_again)
+    return looking_again

@@ -44,6 +44,16 @@ TESTS = (
     "tests/faults/test_fault_functions.py",
     "tests/faults",
 )
+SHOP_ORDERS = (
+    "tests/test_publisher_facts.py",
+    "tests/test_publisher_modes.py",
+    "tests/test_publisher_guard.py",
+    "tests/test_publisher_verify.py",
+    "tests/test_publisher_coalescer.py",
+    "tests/test_publisher_orders.py",
+    "tests/test_publisher_webhooks.py",
+    "tests/test_publisher_mirror.py",
+)
 PUBLISHER = (
     "tests/test_publisher_coalescer.py",
     "tests/test_publisher_pace.py",
@@ -134,6 +144,28 @@ BUGS = (
     Bug("an item's error is taken for the truth", "publisher/outcomes.py", "elif result.outcome is Outcome.UNKNOWN and taken.attempts == 0:", "elif False:", PUBLISHER),
     Bug("two skus share a parent's number", "publisher/catalogue.py", "        if not others:", "        if True:", PUBLISHER),
     Bug("nobody looks a second time at what was unsure", "publisher/outcomes.py", "            for one in taken:\n                self._doubt(one)", "            pass", PUBLISHER),
+    Bug("a failed order gives its units back", "publisher/orders/facts.py", "    return was or 0\n", "    return 0\n", SHOP_ORDERS),
+    Bug("a pending order is subtracted by us too", "publisher/orders/facts.py", "    if status == PENDING:\n        return 0", "    if status == PENDING:\n        return cell.quantity if cell is not None else 0", SHOP_ORDERS),
+    Bug("two states of one second keep no order", "publisher/orders/facts.py", "max(order.modified_us, told.occurred_us + 1, now_us - rules.age_max_us)", "order.modified_us", SHOP_ORDERS),
+    Bug("refunded units that were shipped go back on sale", "publisher/orders/facts.py", "cell.lowered = min(cell.refunded, here)", "cell.lowered = cell.refunded", SHOP_ORDERS),
+    Bug("a removed line stays ordered", "publisher/orders/facts.py", "sorted(set(before) | set(wanted))", "sorted(set(wanted))", SHOP_ORDERS),
+    Bug("a kit is exploded by today's recipe", "publisher/orders/facts.py", "used = {**{kit: recipes for kit, recipes in (kits or {}).items() if kit not in known}, **known}", "used = {**known, **(kits or {})}", SHOP_ORDERS),
+    Bug("an older reading overtakes a newer one", "publisher/orders/facts.py", "order.modified_us < told.modified_us:", "order.modified_us < 0:", SHOP_ORDERS),
+    Bug("words are struck out before the ack", "publisher/orders/poller.py", "heard = await asyncio.to_thread(self._ledger.tell, words)", "await asyncio.to_thread(self._book.sent, entries, {})\n        heard = await asyncio.to_thread(self._ledger.tell, words)", SHOP_ORDERS),
+    Bug("a poll begins where the last one ended", "publisher/orders/poller.py", "place.modified_us - self._poll_rules.overlap_s * SECOND_US", "place.modified_us + SECOND_US", SHOP_ORDERS),
+    Bug("a later hint is struck out with an earlier one", "publisher/orders/book.py", "                        table.c.number == hint.number,\n", "", SHOP_ORDERS),
+    Bug("another shop's emptiness cancels our orders", "publisher/orders/poller.py", "if len(deleted) > VANISHED_MAX:", "if False:", SHOP_ORDERS),
+    Bug("any signature opens the door", "publisher/orders/receiver.py", "if not hmac.compare_digest(told.encode(\"utf-8\", \"replace\"), expected.encode()):", "if not told:", SHOP_ORDERS),
+    Bug("whatever comes as a form is a ping", "publisher/orders/receiver.py", "return len(fields) == 1 and fields[0][0] == \"webhook_id\" and fields[0][1].isdigit()", "return True", SHOP_ORDERS),
+    Bug("our own echoes wake the poller", "publisher/orders/receiver.py", 'if not topic.startswith("order."):', "if not topic:", SHOP_ORDERS),
+    Bug("a disabled webhook is left to its fate", "publisher/orders/webhooks.py", 'one.status == "disabled"]', "False]", SHOP_ORDERS),
+    Bug("Mirror writes over a sale", "publisher/modes.py", "if mode is Mode.MIRROR and (look.shown is None or look.shown != look.explained):", "if False:", SHOP_ORDERS),
+    Bug("Mirror compares with what was sent last", "publisher/modes.py", "if look.shown == look.desired and not look.torn:", "if look.desired in (look.shown, look.explained) and not look.torn:", SHOP_ORDERS),
+    Bug("Mirror writes the number of before the fold", "publisher/numbers.py", "number = desired.get(one.sku, one.desired)", "number = one.desired", SHOP_ORDERS),
+    Bug("a number that comes back while another is written is lost", "publisher/coalescer.py", "(entry.quantity == taken.quantity and not heard)", "entry.quantity == taken.quantity", SHOP_ORDERS),
+    Bug("zeros that can be foreseen are let go", "publisher/golive.py", "self._foreseen = self._selling.intersection(self.waiting())", "self._foreseen = set()", SHOP_ORDERS),
+    Bug("a stop-sale waits for an operator", "publisher/golive.py", "if quantity > 0 or stop_sale or not available:", "if quantity > 0 or not available:", SHOP_ORDERS),
+    Bug("verify tells what is on its way as changed", "publisher/verify.py", "if kept.pending or kept.asked or kept.sending is not None:", "if False:", SHOP_ORDERS),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from availability.cli.root import run
 from availability.client import Client
+from availability.v1 import policy_pb2 as pol
 from availability.v1 import stock_pb2 as stk
 from publisher.testing.checkout import buy
 from publisher.testing.orders import set_status
@@ -184,6 +185,26 @@ def test_a_sale_of_the_shop_is_the_ledgers_order(scene: Scene, capsys: pytest.Ca
     assert json.loads(said)["orders"] == 1
 
 
+def test_a_kit_that_the_shop_sells_is_its_parts_in_the_ledger(scene: Scene) -> None:
+    """The kit's own number is published, and an order of kits commits what they are made of."""
+    kit, part = f"{scene.skus[8]}-kit", scene.skus[8]
+    scene.double.shop.add(kit, 1)
+    request = pol.SetKitRequest(kit_sku=kit, reason="sold in pairs")
+    request.components.add(sku=part, units=2)
+    scene.client.call(scene.client.policies.SetKit, request)
+    wait_for(
+        lambda: scene.double.shop.stock(kit) == 10,
+        lambda: (scene.double.shop.stock(kit), scene.ledger(), scene.log.read_text()[-2_500:]),
+    )
+    order = buy(scene.double.shop, {kit: 3})
+    assert order is not None
+    wait_for(lambda: scene.ledger()[part] == 14, lambda: scene.log.read_text()[-2_500:])
+    told = scene.client.get_order(scene.source, str(order.id))
+    assert [(line.sku, line.ordered) for line in told.lines] == [(part, 6)]
+    scene.equal()
+    wait_for(lambda: scene.double.shop.stock(kit) == 7)
+
+
 def test_what_somebody_changed_in_the_shop_is_found_and_mended(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,8 +230,8 @@ def test_shadow_tells_what_would_be_written(scene: Scene, capsys: pytest.Capture
     )  # fmt: skip
     said = json.loads(capsys.readouterr().out)
     assert code == 0
-    assert said["would_write"] == {"all": 12, "to_zero": 0, "from_zero": 0, "up": 0, "down": 12}
-    assert said["by_cause"] == {"NEVER_PUBLISHED": 12}
+    assert said["would_write"] == {"all": 13, "to_zero": 0, "from_zero": 0, "up": 0, "down": 13}
+    assert said["by_cause"] == {"NEVER_PUBLISHED": 13}
     assert scene.shop() == before
 
 

@@ -311,6 +311,26 @@ def test_kits_of_an_order_keep_their_recipe(lab: OrderLab) -> None:
     assert lab.ledger.ordered("C") == 7
 
 
+def test_a_kit_that_was_made_a_moment_ago_is_exploded_too(lab: OrderLab) -> None:
+    """Recipes are remembered for a minute; a word that names an unknown kit is refused, and said again at once."""
+    lab.shop.add("NEW", 10)
+    lab.buy("A", 1)
+    poll(lab)
+    lab.ledger.recipes["NEW"] = (("A", 4),)
+    lab.ledger.away = True
+    order = lab.buy("NEW", 2)
+    with pytest.raises(ClientError):
+        poll(lab)
+    lab.ledger.away = False
+    poll(lab)
+    assert lab.ledger.ordered("A") == 1 + 8
+    assert lab.book.refused(10) == {}
+    set_status(lab.shop, order, "cancelled")
+    lab.buy("NEW", 1)
+    poll(lab)
+    assert lab.ledger.ordered("A") == 1 + 4
+
+
 def test_a_word_that_the_ledger_refuses_is_kept_for_a_person(lab: OrderLab) -> None:
     """It stops nothing, is listed with its reason, and is said again when told to."""
     lab.add("B", 10)

@@ -219,6 +219,8 @@ def fold(
     used = {**{kit: recipes for kit, recipes in (kits or {}).items() if kit not in known}, **known}
     wanted = _explode(order, used)
     _lower_refunded(wanted, shipped or {})
+    # A word that named a kit was refused: nothing was told by it.
+    told = replace(told, cells=tuple(cell for cell in told.cells if cell.sku not in used))
     cells, facts = _order_facts(order, told, wanted, rules, again)
     if order.status == VANISHED and not _cancels(VANISHED, rules):
         returns = told.returns  # nobody can say any more what its lines were

@@ -290,7 +290,10 @@ class OrderPoller:
         if not entries:
             return Moved()
         await self._note(entries)
-        return await self._tell([entry for entry in entries if entry.facts])
+        moved, kits = await self._tell([entry for entry in entries if entry.facts])
+        if kits and not again:
+            moved = moved.plus(await self._fold([one for one in orders if one.order_id in kits], again=True))
+        return moved
 
     async def _needs_known(self, order: ShopOrder) -> bool:
         """Ask the ledger only where its word makes a difference: refunds, kits, the shop's own node."""
@@ -313,12 +316,16 @@ class OrderPoller:
         """Send what was written down and not acknowledged."""
         told = Moved()
         while waiting := await asyncio.to_thread(self._book.unsent, UNSENT_PER_ROUND):
-            told = told.plus(await self._tell(waiting))
+            moved, kits = await self._tell(waiting)
+            told = told.plus(moved)
+            for order_id in kits:
+                told = told.plus(await self._fold_one(order_id, again=True))
         return told
 
-    async def _tell(self, entries: Sequence[Entry]) -> Moved:
+    async def _tell(self, entries: Sequence[Entry]) -> tuple[Moved, frozenset[int]]:
+        """Tell the ledger. Second: orders that named a kit unknown to us; they are to be told again."""
         if not entries:
-            return Moved()
+            return Moved(), frozenset()
         words = [
             delta
             for entry in entries
@@ -326,17 +333,18 @@ class OrderPoller:
         ]
         heard = await asyncio.to_thread(self._ledger.tell, words)
         refused = {int(word.order_ref): f"{word.reason} {word.sku}".strip() for word in heard.refused}
+        kits = frozenset(int(word.order_ref) for word in heard.refused if word.reason == "KIT_SKU")
+        if kits:
+            self._kits_at = None  # a kit that was made since we asked
         for word in heard.refused:
             self._count("refused")
-            if word.reason == "KIT_SKU":
-                self._kits_at = None
             _LOG.error(
                 "the ledger refused an order's word", shop=self.shop, order=word.order_ref, reason=word.reason
             )
         await asyncio.to_thread(self._book.sent, entries, refused)
         self._version = heard.version or self._version
         skus = frozenset[str]().union(*(skus_of(entry.facts, entry.told) for entry in entries))
-        return Moved(skus=skus, version=heard.version)
+        return Moved(skus=skus, version=heard.version), kits
 
     async def _note(self, entries: Sequence[Entry], place: Place | None = None) -> None:
         now = self._now()
