@@ -46,6 +46,7 @@ SUBJECTS = {
     "positions": "Start-up and memory",
     "ingest": "Files, webhooks",
     "history": "The history: what the historian writes, and explanations of the past",
+    "reconcile": "Snapshots beside a bare join",
 }
 """Modules with a ``run(size)``, in order of running, and what each is about."""
 PACKAGES = ("grpcio", "protobuf", "numpy", "polars", "redis", "hiredis", "psycopg", "sqlalchemy")

@@ -178,7 +178,7 @@ class Traffic:
 def lab(server: Server, names: Names, tmp_path: Path) -> Iterator[Lab]:
     nodes = (names.node("a"), names.node("b"))
     source = names.id("wms")
-    guard = {"free_positions": 100_000, "age_hours_max": 8_760}
+    guard = {"free_positions": 100_000, "age_hours_max": 8_760, "position_units_max": 1_000_000}
     stock = snapshot(source, tmp_path / "stock", nodes, guard=guard, rank=1)
     orders = snapshot(
         source, tmp_path / "orders", nodes, guard=guard, name="orders", kind="ORDERS", rank=2,
@@ -196,6 +196,7 @@ def lab(server: Server, names: Names, tmp_path: Path) -> Iterator[Lab]:
 
 
 def deliver(lab: Lab, day: Day, night: int) -> None:
+    lab.now = time.time() + 100  # files are older than that
     day.books.write(lab.folder / "stock" / f"stock-{night}.csv")
     day.write_orders(lab.folder / "orders" / f"orders-{night}.csv")
 
