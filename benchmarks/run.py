@@ -47,6 +47,7 @@ SUBJECTS = {
     "ingest": "Files, webhooks",
     "history": "The history: what the historian writes, and explanations of the past",
     "reconcile": "Snapshots beside a bare join",
+    "publish": "Into a shop that takes its time",
 }
 """Modules with a ``run(size)``, in order of running, and what each is about."""
 PACKAGES = ("grpcio", "protobuf", "numpy", "polars", "redis", "hiredis", "psycopg", "sqlalchemy")
