@@ -33,6 +33,8 @@ from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.orders import WooOrders
 
 SECRET_BYTES_MIN = 16
+DOUBT_S = 2.0
+"""What an Owner shop shows otherwise than it should is read again after so long before it counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +69,10 @@ def assemble(
     settings.credentials(around.environment)  # told at once, not at the first write
     guard = ZeroGuard(percent=settings.zero_guard_percent, least=settings.zero_guard_min, now=around.now)
     approvals = Approvals(around.engine, channel)
-    rolling = Rolling(settings.verify_ms / 1000)
     orders = settings.order_settings
+    # A sale of a Mirror shop arrives with the next poll at the latest, and is looked at once more after that.
+    doubt_s = (2 * orders.poll_ms + orders.settle_ms) / 1000 if orders is not None else DOUBT_S
+    rolling = Rolling(settings.verify_ms / 1000, doubt_s)
     looks = SecondLooks(orders.settle_ms / 1000 if orders is not None else 0.0, around.monotonic)
     intake = None
     if orders is not None:
