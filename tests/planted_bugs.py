@@ -125,7 +125,7 @@ BUGS = (
     Bug("an undo forgets new fields", LUA + "02_txn.lua", "else redis.pcall('HDEL', cmd[2], field) end", "end"),
     Bug("a snapshot's numbers are exclusive", "availability/history/as_of.py", "AFTER if number > named else BEFORE", "AFTER if number >= named else BEFORE"),
     Bug("the log does not say what a count made of a change", LUA + "11_deltas.lua", "if on_hand ~= told then Log.effect", "if false then Log.effect"),
-    Bug("the log does not say what a source has confirmed", LUA + "08_orders.lua", "if change ~= 0 then Log.effect(ctx, sku, node, source, change) end", ""),
+    Bug("the log does not say what a source has confirmed", LUA + "08_orders.lua", "if change ~= 0 then Log.effect(ctx, sku, node, source, change) end", "if change < 0 then Log.effect(ctx, sku, node, source, change) end"),
     Bug("corrections count as later than the point", "availability/history/as_of.py", "if source == CORRECTION_SOURCE:", "if not source:"),
     Bug("a change between the marks is settled", "availability/history/as_of.py", "self.version > end else UNKNOWN", "self.version > end else AFTER"),
     Bug("a word that a later one hid is settled", "availability/history/as_of.py", "                    mixed.add(index)", "                    pass"),

@@ -428,21 +428,25 @@ local function move(ctx, sku, field, old, new, sign)
   end
 end
 
+local NOTHING = {}
+
+local function tell_source(ctx, sku, source, was, is)
+  for node, q in pairs(is) do
+    local change = q - (was[node] or 0)
+    if change ~= 0 then Log.effect(ctx, sku, node, source, change) end
+  end
+  for node, q in pairs(was) do
+    if not is[node] then Log.effect(ctx, sku, node, source, -q) end
+  end
+end
+
 -- What sources have confirmed changes: the log tells by how much, for who wants to know what it was before.
 local function tell_confirmed(ctx, sku, facts, new)
-  local old = facts[CONFIRMED] or {}
+  local old = facts[CONFIRMED] or NOTHING
   facts[CONFIRMED] = next(new) and new or nil
-  local sources = {}
-  for source in pairs(old) do sources[source] = true end
-  for source in pairs(new) do sources[source] = true end
-  for _, source in ipairs(sorted_keys(sources)) do
-    local was, is, nodes = old[source] or {}, new[source] or {}, {}
-    for node in pairs(was) do nodes[node] = true end
-    for node in pairs(is) do nodes[node] = true end
-    for _, node in ipairs(sorted_keys(nodes)) do
-      local change = (is[node] or 0) - (was[node] or 0)
-      if change ~= 0 then Log.effect(ctx, sku, node, source, change) end
-    end
+  for source, is in pairs(new) do tell_source(ctx, sku, source, old[source] or NOTHING, is) end
+  for source, was in pairs(old) do
+    if not new[source] then tell_source(ctx, sku, source, was, NOTHING) end
   end
 end
 
