@@ -352,7 +352,8 @@ def test_by_marks_exactly_what_changed_between_them_is_unsettled(lab: Lab, seed:
                     assert (on_hand, reasons) == at_end[place][:2], f"{place}: {tale.steps[first:second]}"
                 tallies["settled"] += 1
             else:
-                assert place in changed, f"{place} did not change between the marks"
+                # A correction that a count of later had its say in leaves open what there was.
+                assert place in changed or corrected, f"{place} did not change between the marks"
                 tallies["unsettled"] += 1
             if before[place][:2] != at_end[place][:2] and place in changed:
                 moved = [d for s in tale.steps[first:second] for d in s.deltas if (d.sku, d.node) == place]

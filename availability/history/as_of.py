@@ -249,8 +249,8 @@ class After:
                 continue
             on_hand, reason, units = stock_change(cause.type, cause.quantity, cause.state, cause.reason)
             on_hand = moved.get(index, on_hand)
-            if not on_hand and not units:
-                continue
+            if not on_hand and not units and index not in moved:
+                continue  # of stock it says nothing
             change = self._change(cause.sku, cause.node)
             if side is UNKNOWN or (index in mixed and index in moved):
                 change.unsettled = True
