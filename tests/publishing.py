@@ -200,7 +200,9 @@ async def publishing(
 ) -> AsyncIterator[Running]:  # Any: settings
     """Publish to the double until the block ends; what the publisher raises is raised."""
     fields = {
-        name: changed.pop(name) for name in ("keys", "storefront", "lease_s", "guard") if name in changed
+        name: changed.pop(name)
+        for name in ("keys", "storefront", "lease_s", "guard", "channel")
+        if name in changed
     }
     settings = shop_settings(double.url, **changed)
     publisher = publisher_of(engine, ledger, settings, owner=owner, **fields)

@@ -435,6 +435,34 @@ def test_a_shop_that_is_away_makes_no_letters(engine: Engine, ledger: FakeLedger
     asyncio.run(scenario())
 
 
+def test_a_slow_shop_delays_no_other(engine: Engine) -> None:
+    """Two shops of one process: while one hangs in its first call, the other gets change after change."""
+
+    async def scenario() -> None:
+        slow_ledger, quick_ledger = FakeLedger(), FakeLedger()
+        with (
+            serve(double_shop(a=1), tls=False) as slow_double,
+            serve(double_shop(a=1), tls=False) as quick_double,
+        ):
+            slow_ledger.say(a=1)
+            quick_ledger.say(a=1)
+            async with (
+                publishing(engine, slow_ledger, slow_double, channel="slow", timeout_ms=8_000) as slow,
+                publishing(engine, quick_ledger, quick_double) as quick,
+            ):
+                await slow.quiet()
+                hanging = slow_double.faults.add(Fault(kind=Kind.HANG, path="batch", seconds=4.0))
+                slow_ledger.say(a=2)
+                await slow.until(lambda: hanging.hits > 0)
+                for number in range(3):
+                    quick_ledger.say(a=number + 2)
+                    await quick.quiet()
+                    assert shown(quick_double, "a") == {"a": number + 2}
+                assert not slow.is_quiet(), "the slow one was not slow enough to tell"
+
+    asyncio.run(scenario())
+
+
 def test_a_shop_that_was_lost_and_came_back(engine: Engine, ledger: FakeLedger) -> None:
     """Whoever loses the shop stops at once; what it was writing is read back when the shop is its own again."""
 
