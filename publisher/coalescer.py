@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -86,9 +87,15 @@ class Coalescer:
         """Return of how many skus it is known what the shop acknowledged."""
         return len(self._acked)
 
-    def oldest_since(self) -> float | None:
-        """Return when the oldest change was heard that waits or is under way. Looks at every entry."""
-        return min((entry.since for entry in self._entries.values()), default=None)
+    def oldest_since(self, only: Collection[str] | None = None) -> float | None:
+        """Return when the oldest change was heard that waits or is under way. Looks at every entry.
+
+        ``only``: of these skus.
+        """
+        if only is None:
+            return min((entry.since for entry in self._entries.values()), default=None)
+        fewer, more = (only, self._entries) if len(only) < len(self._entries) else (self._entries, only)
+        return min((self._entries[sku].since for sku in fewer if sku in more), default=None)
 
     def pending(self) -> list[str]:
         """Return the skus that wait or are under way."""

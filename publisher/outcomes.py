@@ -44,7 +44,7 @@ class Outcomes:
     def __init__(self, shop: Shop, letters: Letters, high_demand: frozenset[str] = frozenset()) -> None:
         self._shop = shop
         self._letters = letters
-        self._high_demand = high_demand
+        self.high_demand = high_demand
         self._lettered: set[str] = set()
         self._torn: dict[str, tuple[int | None, int]] = {}
         self._looks: list[tuple[float, str]] = []
@@ -111,7 +111,7 @@ class Outcomes:
             if listing is not None and not listing.torn:
                 self._torn.pop(taken.sku, None)
             late = now - taken.since > shop.settings.agreed_ms / 1000
-            high = taken.sku in self._high_demand
+            high = taken.sku in self.high_demand
             shop.metrics.acknowledged(shop.channel, max(0.0, now - taken.since), high_demand=high, late=late)
             if superseded:
                 shop.metrics.written(shop.channel, "superseded")

@@ -254,11 +254,13 @@ class ShopPublisher:
                     counts = await shop.records.call(parts.letters.counts)
             turn += 1
             now, oldest = self.now(), shop.coalescer.oldest_since()
+            demanded = shop.coalescer.oldest_since(parts.outcomes.high_demand)
             lost_at, verified_at = parts.feed.lost_at, self.verified_at()
             self.figures = ChannelFigures(
                 channel=self.channel,
                 backlog=len(shop.coalescer),
                 lag_s=max(0.0, now - oldest) if oldest is not None else 0.0,
+                high_demand_lag_s=max(0.0, now - demanded) if demanded is not None else 0.0,
                 rate_limit=shop.pace.rate_limit,
                 breaker_open=shop.pace.breaker is Breaker.OPEN or bool(parts.delivery.stopped_reason),
                 dead_letters=sum(n for (channel, _), n in counts.items() if channel == self.channel),

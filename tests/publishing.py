@@ -201,7 +201,7 @@ async def publishing(
     """Publish to the double until the block ends; what the publisher raises is raised."""
     fields = {
         name: changed.pop(name)
-        for name in ("keys", "storefront", "lease_s", "guard", "channel")
+        for name in ("keys", "storefront", "lease_s", "guard", "channel", "metrics")
         if name in changed
     }
     settings = shop_settings(double.url, **changed)
