@@ -14,12 +14,16 @@ from pydantic_core import PydanticUndefined
 from ingest.settings import SourceSettings
 
 
-def settings_table() -> str:
-    """Return every setting of a source as a Markdown table, in the order of the classes."""
+def settings_table(model: type[BaseModel] = SourceSettings, without: tuple[str, ...] = ()) -> str:
+    """Return every setting of a source (or another model) as a Markdown table, in the order of the classes.
+
+    ``without``: beginnings of names that another table has.
+    """
     rows = ["| setting | default | bounds | what it is |", "|---|---|---|---|"]
     rows += [
         f"| `{name}` | {_default(field)} | {_bounds(field)} | {field.description} |"
-        for name, field in settings_of(SourceSettings)
+        for name, field in settings_of(model)
+        if not name.startswith(without)
     ]
     return "\n".join(rows)
 

@@ -83,6 +83,15 @@ class Bug:
     tests: tuple[str, ...] = TESTS
 
 
+RECONCILE = (
+    "tests/test_reconcile_compare.py",
+    "tests/test_reconcile_causes.py",
+    "tests/test_reconcile_staging.py",
+    "tests/test_reconcile_store.py",
+    "tests/test_reconcile_runs.py",
+    "tests/test_reconcile_replay.py",
+)
+
 BUGS = (
     Bug("safety stock is sold", LUA + "07_sourcing.lua", "max(0, p.quarantined) - safety)", "max(0, p.quarantined))"),
     Bug("percent buffer rounds down", LUA + "07_sourcing.lua", "ceil(percent * gives / 100)", "floor(percent * gives / 100)"),
@@ -187,6 +196,17 @@ BUGS = (
     Bug("the image runs as root", "deploy/Dockerfile", "USER 10001:10001\n", "", OPERATION),
     Bug("units sold twice are not added up", "benchmarks/sale_audit.py", "max(0, units - received.get(sku, 0))", "max(0, received.get(sku, 0) - units)", OPERATION),
     Bug("an older run counts as well", "availability/history/reconcile_figures.py", ".where(numbered.c.place == 1)", ".where(numbered.c.place >= 1)", OPERATION),
+    Bug('a doubled row of a known position passes', 'ingest/reconcile/compare.py', 'if seen != positions or _repeated(differing):', 'if _repeated(differing):', RECONCILE),
+    Bug('what is unsettled is corrected', 'ingest/reconcile/explaining.py', '    elif not row["settled"]:', '    elif False:', RECONCILE),
+    Bug('what has arrived is corrected as well', 'ingest/reconcile/desk.py', 'approved = self._store.approve(run.run_id, author, reason, self._now(), arrived)', 'approved = self._store.approve(run.run_id, author, reason, self._now(), [])', RECONCILE),
+    Bug('a late delta is corrected', 'ingest/reconcile/causes.py', 'if move.version > context.point and move.effect and 0 < move.occurred_us <= context.point_us:', 'if False:', RECONCILE),
+    Bug("a correction has the variance's own sign", 'ingest/reconcile/corrections.py', 'pb.DELTA_TYPE_ADJUSTMENT, -variance, cause', 'pb.DELTA_TYPE_ADJUSTMENT, variance, cause', RECONCILE),
+    Bug("units outside the snapshot's nodes are cancelled", 'ingest/reconcile/corrections.py', 'quantity=one.shipped + one.elsewhere + one.said', 'quantity=one.shipped + one.said', RECONCILE),
+    Bug('a waiting run stays when a newer one looked', 'ingest/reconcile/store.py', 'waiting = sa.select(table.c.run_id).where(table.c.snapshot == run.snapshot, table.c.state == HELD)', 'waiting = sa.select(table.c.run_id).where(table.c.snapshot == run.snapshot, table.c.state == "")', RECONCILE),
+    Bug('absent rows count as nothing where they are to be ignored', 'ingest/reconcile/compare.py', '    if rules.absent == "IGNORE":\n        rows = rows.filter(pl.col("said").is_not_null())', '    if False:\n        rows = rows.filter(pl.col("said").is_not_null())', RECONCILE),
+    Bug('an older file is compared', 'ingest/reconcile/guard.py', '    if file.newer_run:', '    if False:', RECONCILE),
+    Bug('a unit that is no whole number is rounded', 'ingest/reconcile/columns.py', 'if factor == int(factor) and factor <= FACTOR_MAX', 'if factor <= FACTOR_MAX', RECONCILE),
+    Bug('two doubles are one', 'ingest/reconcile/causes.py', 'first = seen.setdefault(content, move)', 'first = seen.get(content, move)', RECONCILE),
 )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from availability.config import settings_table
 from ingest import settings_table as source_settings
+from ingest.reconcile.settings import SnapshotSettings
+from ingest.reconcile.settings_table import snapshot_table
 from ingest.settings import SourceSettings
 from publisher import settings_table as shop_settings
 from publisher.settings import ShopSettings, read_shops
@@ -18,6 +20,7 @@ from publisher.settings import ShopSettings, read_shops
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEEDS = (ROOT / "ingest" / "README.md").read_text(encoding="utf-8")
+SNAPSHOTS = (ROOT / "ingest" / "reconcile" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -66,6 +69,33 @@ def test_the_first_feed_works_as_printed(server: object, tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "stock.csv: DONE" in ended.stdout
     assert ended.stdout.count("'PAL' is not") == 2, ended.stdout
+
+
+def test_the_table_of_snapshot_settings_is_current() -> None:
+    """Its README's table is what `python -m ingest.reconcile.settings_table` prints; each setting says what it is."""
+    assert f"\n{snapshot_table()}\n\n<!-- end of snapshot settings -->" in SNAPSHOTS
+    settings = source_settings.settings_of(SnapshotSettings)
+    assert [name for name, field in settings if not field.description] == []
+
+
+def test_the_first_snapshot_works_as_printed(server: object, tmp_path: Path) -> None:
+    """The file and the settings of reconciliation as printed: each command ends well, and the page is written."""
+    (tmp_path / "snapshots" / "drop").mkdir(parents=True)
+    for language, name in (("csv", "drop/stock.csv"), ("toml", "wms-stock.toml")):
+        found = re.search(rf"^```{language}\n(.*?)^```", SNAPSHOTS, re.MULTILINE | re.DOTALL)
+        assert found is not None
+        (tmp_path / "snapshots" / name).write_text(found[1], encoding="utf-8")
+    block = re.search(r"^```sh\n(.*?)^```", SNAPSHOTS, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    python = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m availability"
+    ended = subprocess.run(
+        ["sh", "-ec", block[1].replace(".venv/bin/availability", python)],
+        cwd=tmp_path, env={**os.environ, "AVAIL_TARGET": server.grpc},  # type: ignore[attr-defined]
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "REPORTED" in ended.stdout
+    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_first_two_blocks_are_the_two_commands() -> None:

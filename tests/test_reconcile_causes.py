@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from availability.v1 import stock_pb2 as pb
 from ingest.reconcile.causes import Case, Cause, Context, Move, OrderCase, explain, explain_order
 from ingest.reconcile.compare import Counts, Doubled
+from ingest.reconcile.corrections import of_order, of_position
 from ingest.reconcile.guard import File, Severity, doubled, judge, judge_file, verdict
+from ingest.reconcile.orders import OrderVariance
 from ingest.reconcile.settings import Guard
 
 SECOND = 1_000_000
@@ -277,3 +279,53 @@ def test_the_file_itself() -> None:
         assert verdict(found) is severity
     assert judge_file(File(**base, point_at=now - DAY, previous_rows=1_010), guard, now) == []
     assert doubled(Doubled(keys=2, examples=(("a at b", (4, 9)),))).sentence.count("rows 4 and 9") == 1
+
+
+# --- Corrections ------------------------------------------------------------------------------------------
+
+
+def test_corrections_are_named_by_run_and_position() -> None:
+    """The same run corrects a position under one name; another run, kind or reason has its own."""
+    made = [
+        of_position("run", "ON_HAND", "a", "n", "", -3, "MISSED_DELTA"),
+        of_position("run", "ON_HAND", "a", "n", "", -3, "MISSED_DELTA"),
+        of_position("run", "QUARANTINED", "a", "n", "damage", -3, "MISSED_DELTA"),
+        of_position("run", "QUARANTINED", "a", "n", "damage", 2, "MISSED_DELTA"),
+        of_position("run 2", "ON_HAND", "a", "n", "", 3, "MISSED_DELTA"),
+    ]
+    deltas = [request.deltas[0] for request in made if request is not None]
+    assert [(one.type, one.quantity) for one in deltas] == [
+        (pb.DELTA_TYPE_ADJUSTMENT, 3),
+        (pb.DELTA_TYPE_ADJUSTMENT, 3),
+        (pb.DELTA_TYPE_QUARANTINE, 3),
+        (pb.DELTA_TYPE_QUARANTINE_RELEASE, 2),
+        (pb.DELTA_TYPE_ADJUSTMENT, -3),
+    ]
+    assert deltas[0] == deltas[1]
+    assert len({one.event_id for one in deltas}) == 3
+    assert {one.source for one in deltas} == {"reconcile"}
+    assert deltas[0].correlation_id == "run"
+    assert of_position("run", "ON_HAND", "a", "n", "", 10**10, "MISSED_DELTA") is None
+
+
+def test_an_order_line_is_brought_to_what_its_source_has() -> None:
+    """Ordered: shipped, open elsewhere, and what the source has open; allocations at the nodes that differ."""
+    one = OrderVariance(
+        order_source="web", order_ref="1", line="10", sku="a", said=2, ledger=5, variance=3,
+        said_at={"n1": 2}, ledger_at={"n1": 1, "n2": 4}, shipped=7, elsewhere=6,
+    )  # fmt: skip
+    request = of_order("run", one, {"n2": 7}, "MISSED_DELTA", 5_000_000)
+    found = [(delta.type, delta.node, delta.quantity) for delta in request.deltas]
+    assert found == [
+        (pb.DELTA_TYPE_ORDER_CHANGED, "", 15),
+        (pb.DELTA_TYPE_ORDER_ALLOCATED, "n1", 2),
+        (pb.DELTA_TYPE_ORDER_ALLOCATED, "n2", 7),
+    ]
+    assert {delta.occurred_time.ToMicroseconds() for delta in request.deltas} == {5_000_000}
+    assert len({delta.event_id for delta in request.deltas}) == 3
+    moved = OrderVariance(
+        order_source="web", order_ref="1", line="", sku="a", said=3, ledger=3, variance=3, said_at={"n2": 3},
+        ledger_at={"n1": 3}, placed=True,
+    )  # fmt: skip
+    types = [delta.type for delta in of_order("run", moved, {}, "MISSED_DELTA", 1).deltas]
+    assert types == [pb.DELTA_TYPE_ORDER_ALLOCATED] * 2

@@ -236,7 +236,7 @@ def run_file(
             "--as-of", metavar="STREAM=NUMBER", help="Last number it contains; once for each stream."
         ),
     ] = None,
-    snapshot_id: Annotated[str, typer.Option("--snapshot-id", help="As `reconcile begin` printed it.")] = "",
+    snapshot_id: Annotated[str, typer.Option("--snapshot-id", help="As `snapshot begin` printed it.")] = "",
     snapshots: Snapshots = DEFAULT_SNAPSHOTS,
     data_dir: DataDir = None,
     config: Config = None,
@@ -316,59 +316,6 @@ def approve(
             raise CommandError("ANOTHER_RUNS", str(held), Ended.ANOTHER_RUNS) from None
         print(f"{approved:,} approved")
         _show(parts.store, done)
-
-
-# --- Marks ------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def begin(
-    snapshot: Annotated[str, typer.Option("--snapshot", "-s", help="Snapshot, as its TOML file names it.")],
-    snapshots: Snapshots = DEFAULT_SNAPSHOTS,
-    target: Target = DEFAULT_TARGET,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
-) -> None:
-    """Mark the moment before a source reads its own stock; print the snapshot's id."""
-    from availability.v1 import stock_pb2 as pb
-    from ingest.reconcile.settings import read_snapshots
-
-    found = read_snapshots(snapshots)
-    if snapshot not in found:
-        raise usage(f"no file describes the snapshot {snapshot!r}; there are {', '.join(sorted(found))}")
-    settings = found[snapshot]
-    orders = settings.kind == "ORDERS"
-    request = pb.BeginSnapshotRequest(
-        source=settings.source,
-        nodes=settings.nodes,
-        content=pb.SNAPSHOT_CONTENT_OPEN_ORDERS if orders else pb.SNAPSHOT_CONTENT_POSITIONS,
-        basis=pb.SNAPSHOT_BASIS_NET if settings.basis == "NET" else pb.SNAPSHOT_BASIS_PHYSICAL,
-        absent=pb.ABSENT_ROWS_ZERO if settings.absent == "ZERO" else pb.ABSENT_ROWS_IGNORE,
-    )
-    with connect(target, token_file, tls_ca) as client:
-        print(client.call(client.stock.BeginSnapshot, request).snapshot.snapshot_id)
-
-
-@app.command()
-def end(
-    snapshot_id: Annotated[str, typer.Argument(metavar="ID", help="As `reconcile begin` printed it.")],
-    point: Annotated[
-        Path | None, typer.Option("--point", help="Write the point here: the snapshot's name and .point.")
-    ] = None,
-    target: Target = DEFAULT_TARGET,
-    token_file: TokenFile = None,
-    tls_ca: TlsCa = None,
-) -> None:
-    """Mark the moment after the source has read its stock."""
-    from availability.v1 import stock_pb2 as pb
-
-    with connect(target, token_file, tls_ca) as client:
-        ended = client.call(client.stock.EndSnapshot, pb.EndSnapshotRequest(snapshot_id=snapshot_id)).snapshot
-    if point is not None:
-        written = point.with_name(point.name + ".part")
-        written.write_text(json.dumps({"snapshot_id": snapshot_id}) + "\n", encoding="utf-8")
-        written.replace(point)
-    print(f"{ended.snapshot_id}: {ended.begin_version} to {ended.end_version}")
 
 
 # --- Looking ----------------------------------------------------------------------------------------------

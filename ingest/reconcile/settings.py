@@ -111,9 +111,6 @@ class SnapshotSettings(_Section):
     wait_s: float = Field(
         300.0, ge=0, le=86_400, description="Longest wait for the ledger to reach a snapshot's point."
     )
-    approve_within_hours: float = Field(
-        48.0, gt=0, le=720, description="A run that waits for approval longer cannot be approved any more."
-    )
     due_hours: float = Field(
         0.0, ge=0, le=8_760, description="A snapshot must have come within so long; 0: whenever it comes."
     )
