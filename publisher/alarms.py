@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -38,11 +39,31 @@ class Reports(Protocol):
     ) -> object: ...
 
 
-class Alarms:
-    """One shop's. Subjects: each category of letters, and the shop itself."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concern:
+    """Something of a shop that a person must see, besides letters. ``message`` empty: it is over."""
 
-    def __init__(self, reports: Reports, source: str, now: Callable[[], float]) -> None:
+    subject: str
+    message: str
+    quantity: int = 0
+    warning: bool = False
+
+
+class Alarms:
+    """One shop's. Subjects: each category of letters, the shop itself, and whatever else is of ``concern``.
+
+    ``concerns`` is asked at each look, on a thread; it names every subject, those that are over too.
+    """
+
+    def __init__(
+        self,
+        reports: Reports,
+        source: str,
+        now: Callable[[], float],
+        concerns: Callable[[], Sequence[Concern]] = tuple,
+    ) -> None:
         self._reports, self._source, self._now = reports, source, now
+        self._concerns = concerns
         self._failing_since: float | None = None
         self._told: tuple[float, list[exc.ReportedException]] = (0.0, [])
         self._refused = False
@@ -58,16 +79,25 @@ class Alarms:
         shop, now = parts.shop, self._now()
         try:
             letters = await shop.records.call(parts.letters.summary, shop.channel)
+            concerns = await shop.records.call(self._concerns)
         except DatabaseUnreachable:
             return
-        wrong = [*_of_letters(shop.channel, letters), *self._of_shop(parts, now)]
+        wrong = [
+            *_of_letters(shop.channel, letters),
+            *self._of_shop(parts, now),
+            *(
+                _wrong(one.subject, one.message, one.quantity, warning=one.warning)
+                for one in concerns
+                if one.message
+            ),
+        ]
         told_at, before = self._told
         if wrong == before and now - told_at < TOLD_AGAIN_S:
             return
         subjects = {one.subject[0] for one in wrong}
         over = [
             exc.ReportedException(category=_FAILED, subject=[subject])
-            for subject in (*(one.value for one in Category), SHOP)
+            for subject in (*(one.value for one in Category), SHOP, *(one.subject for one in concerns))
             if subject not in subjects
         ]
         try:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 
 from availability.client import Client
 from availability.telemetry import PublishMetrics
-from publisher.alarms import Alarms
+from publisher.alarms import Alarms, Concern
 from publisher.catalogue import Catalogue
 from publisher.feed import ClientLedger
 from publisher.golive import LOOK_S, WINDOW_S, Approvals, GuardedStorefront, ZeroGuard, keep_guard
@@ -33,6 +33,7 @@ from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.orders import WooOrders
 
 SECRET_BYTES_MIN = 16
+REFUSED_MAX = 1_000
 DOUBT_S = 2.0
 """What an Owner shop shows otherwise than it should is read again after so long before it counts."""
 
@@ -99,7 +100,7 @@ def assemble(
             *((rolling.run,) if settings.kind == "woocommerce" else ()),
             *((_taking_orders(intake),) if intake is not None else ()),
             *((_looking_again(looks),) if mirror else ()),
-            Alarms(around.client, channel, around.now).run,
+            Alarms(around.client, channel, around.now, lambda: _concerns(channel, guard, intake, around)).run,
         ),
         verified_at=lambda: rolling.ended_at,
         zeros_held=lambda: len(guard.held),
@@ -240,3 +241,32 @@ def _looking_again(looks: SecondLooks) -> Companion:
         await looks.run(parts)
 
     return looking_again
+
+
+def _concerns(
+    channel: str, guard: ZeroGuard, intake: OrderIntake | None, around: Surroundings
+) -> list[Concern]:
+    """Say what a person must see of a shop's zeros and orders. Raises HistoryError."""
+    held = len(guard.held)
+    waits = (
+        f"{held} of {guard.on_sale} skus of {channel} would go to 0 at once and wait for `publish approve`"
+    )
+    found = [Concern(subject="zeros", message=waits if held else "", quantity=held)]
+    if intake is None:
+        return found
+    refused = OrderBook(around.engine, channel).refused(REFUSED_MAX)
+    said = f"the ledger refused words of {len(refused)} orders of {channel}; `publish orders {channel}`"
+    off = ", ".join(intake.disabled)
+    return [
+        *found,
+        Concern(subject="refused orders", message=said if refused else "", quantity=len(refused)),
+        Concern(
+            subject="late orders",
+            message=f"orders of {channel} do not come in: {intake.trouble}" if intake.lasting_trouble else "",
+        ),
+        Concern(
+            subject="webhooks",
+            message=f"{channel} switched off its webhooks {off}; they were made anew" if off else "",
+            warning=True,
+        ),
+    ]

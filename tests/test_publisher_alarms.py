@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from availability.client import ClientError
 from availability.history.database import open_database
 from availability.v1 import exception_pb2 as exc
-from publisher.alarms import Alarms
+from publisher.alarms import Alarms, Concern
 from publisher.testing.server import serve
 from tests.publishing import FakeLedger, double_shop, publishing
 
@@ -75,6 +75,29 @@ def test_letters_and_refused_keys_are_told_and_taken_back(engine: Engine) -> Non
                 parts.letters.replay(running.letters(), 0.0)
                 parts.delivery.catalogue_changed()
                 await running.until(lambda: not running.letters())
+                await alarms.look(parts)
+                assert desk.wrong == {}
+
+    asyncio.run(scenario())
+
+
+def test_other_concerns_are_told_while_they_last(engine: Engine) -> None:
+    """Held zeros, late and refused orders, webhooks that were switched off: told, and over when they are."""
+
+    async def scenario() -> None:
+        ledger, desk, waits = FakeLedger(), Desk(), ["7 of 20 skus wait"]
+        with serve(double_shop(a=1), tls=False) as double:
+            ledger.say(a=2)
+            async with publishing(engine, ledger, double) as running:
+                await running.quiet()
+                parts = running.publisher.parts
+                assert parts is not None
+                alarms = Alarms(
+                    desk, "web", lambda: 1_000.0, lambda: [Concern(subject="zeros", message=waits[0])]
+                )
+                await alarms.look(parts)
+                assert desk.wrong == {"zeros": "7 of 20 skus wait"}
+                waits[0] = ""
                 await alarms.look(parts)
                 assert desk.wrong == {}
 

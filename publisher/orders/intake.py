@@ -28,6 +28,10 @@ PAUSE_MAX_S = 60.0
 FORGET_EVERY_S = 3_600.0
 ROUNDS_MAX = 20
 """Rounds of hints, or of vanished orders, before the other kinds have their turn."""
+FAILURES_TOLD = 5
+"""Failures of one kind of round in a row before a person has to know."""
+DISABLED_TOLD_S = 3_600.0
+"""So long a webhook that was switched off is told of."""
 CHECKS = 10
 """In so many parts all orders that count are looked for, spread over ``check_ms``."""
 TROUBLE = (ShopFailure, ClientError, HistoryError, SettingsRefused)
@@ -63,7 +67,15 @@ class OrderIntake:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+        self._disabled_at = 0.0
         self.trouble = ""
+        self.disabled: tuple[str, ...] = ()
+        """Webhooks that the shop had switched off within the last hour."""
+
+    @property
+    def lasting_trouble(self) -> bool:
+        """Say whether a kind of round has failed several times in a row."""
+        return max(self._failures.values(), default=0) >= FAILURES_TOLD
 
     def came(self) -> None:
         """Say that a webhook came. From any thread."""
@@ -141,6 +153,8 @@ class OrderIntake:
             return
         url = hooks.public_url + PATH.replace("{shop}", quote(self.poller.shop, safe=""))
         tended = await tend(self.poller.shop, tending.calls, url, tending.secret, alarm=tending.alarm)
+        if tended.disabled or self._monotonic() - self._disabled_at > DISABLED_TOLD_S:
+            self.disabled, self._disabled_at = tended.disabled, self._monotonic()
         if tended.disabled:
             await self._poll()  # what happened while it was off was told to nobody
 
