@@ -92,6 +92,7 @@ RECONCILE = (
     "tests/test_reconcile_runs.py",
     "tests/test_reconcile_replay.py",
 )
+HISTORY = ("tests/test_historian.py", "tests/test_past.py", "tests/test_history_proof.py")
 
 BUGS = (
     Bug("safety stock is sold", LUA + "07_sourcing.lua", "max(0, p.quarantined) - safety)", "max(0, p.quarantined))"),
@@ -209,6 +210,16 @@ BUGS = (
     Bug('an older file is compared', 'ingest/reconcile/guard.py', '    if file.newer_run:', '    if False:', RECONCILE),
     Bug('a unit that is no whole number is rounded', 'ingest/reconcile/columns.py', 'if factor == int(factor) and factor <= FACTOR_MAX', 'if factor <= FACTOR_MAX', RECONCILE),
     Bug('two doubles are one', 'ingest/reconcile/causes.py', 'first = seen.setdefault(content, move)', 'first = seen.get(content, move)', RECONCILE),
+    Bug("two historians write the same records", "availability/history/journal.py", "        if moved.rowcount != 1:", "        if False:", HISTORY),
+    Bug("the place is not moved with its rows", "availability/history/journal.py", "            self._move(connection, at, after)\n", "", HISTORY),
+    Bug("a fork leaves the changes of lost records", "availability/history/journal.py", "for table in (*BY_DAY, policies):", "for table in (BY_DAY[0], policies):", HISTORY),
+    Bug("a ledger that went back has its unread records trimmed", "availability/history/historian.py", "self._checkpoints.note(START)", "self._checkpoints.note(place.version)", HISTORY),
+    Bug("what was left of a fence is that of an older fence", "availability/history/past.py", "since > version and left.generation == fence.version", "since > 0", HISTORY),
+    Bug("policies from before a gap count after it", "availability/history/latest.py", ", policies.c.version >= at.floor)", ")", HISTORY),
+    Bug("a figure is set by whatever touched the position last", "availability/history/latest.py", "\"reserved\": \" AND p.reserved_change != 0\"", "\"reserved\": \"\"", HISTORY),
+    Bug("a gap that was merged is merged again", "availability/history/retention.py", " and row.version > before]", "]", HISTORY),
+    Bug("any seal holds", "availability/history/seal.py", "return hmac.compare_digest(seal.encode(), self.seal(what, fields).encode())", "return True", HISTORY),
+    Bug("columns are not held against the records' bytes", "availability/history/prove.py", "            if _plain(made.journal[-1]) != _plain(row):", "            if False:", HISTORY),
 )  # fmt: skip
 
 

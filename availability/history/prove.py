@@ -174,6 +174,9 @@ class _Walk:
                 )
 
     def _jump(self, baseline: sa.Row[Any]) -> None:  # Any: a row of baselines
+        if baseline.after_version != self._at:
+            missing = f"after {unpacked(self._at)} up to {unpacked(baseline.after_version)}"
+            self._find("journal_days", missing, "records are missing, or their day, before a gap")
         self._at, self._chain, self._clock_ms = baseline.version, baseline.chain, baseline.clock_ms
 
     def _check_days(self) -> None:
@@ -285,9 +288,9 @@ class _Walk:
             self._find("journal_days", day_text(day.day), "its records are others than it says")
 
     def _chain_before(self, day: sa.Row[Any]) -> str:  # Any: as above
-        """Return the chain that a day must go on from: the day before it, or a gap's baseline between them."""
+        """Return the chain that a day must go on from: that of the day before it, or of a gap between them."""
         for baseline in self._known:
-            if self._at < baseline.version < day.first_version:
+            if baseline.reason == GAP and self._at < baseline.version < day.first_version:
                 self._jump(baseline)
         return self._chain
 
