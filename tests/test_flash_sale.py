@@ -82,7 +82,7 @@ def test_a_short_sale_keeps_every_promise(tmp_path: Path) -> None:
     installed("locust")  # importing it would change the sockets of every other test
     options = {
         "base-users": 4, "factor": 6, "calm-s": 1, "ramp-s": 1, "hold-s": 4.5, "cool-s": 1,
-        "skus": 200, "hot-stock": 6, "restock": 4, "reservation-s": 3,
+        "skus": 200, "hot-stock": 6, "restock": 4, "reservation-s": 2,
     }  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.flash_sale", "--out", str(tmp_path)]
     ended = subprocess.run(

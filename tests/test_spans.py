@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from availability.client import Client
 from availability.service.auth import Scope
 from availability.telemetry import Trace
 from availability.v1 import availability_pb2 as av
 from publisher.traces import Traces, headers
+from tests.conftest import serving
 from tests.lint_tools import module
 from tests.test_grpc_adapter import READ, running
 
@@ -91,3 +95,38 @@ def test_without_the_library_everything_else_works() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert ended.stdout.strip().endswith("pip install availability[otel]")
+
+
+def test_spans_arrive_and_a_collector_that_is_away_holds_nobody_up() -> None:
+    """A server's spans reach a collector by OTLP; without one calls are answered, and the server leaves in time."""
+    module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
+
+    arrived: list[str] = []
+
+    class Collector(otlp_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            for resource in request.resource_spans:
+                arrived.extend(span.name for scope in resource.scope_spans for span in scope.spans)
+            return otlp.ExportTraceServiceResponse()
+
+    collector = grpc.server(ThreadPoolExecutor(1))
+    otlp_grpc.add_TraceServiceServicer_to_server(Collector(), collector)  # type: ignore[no-untyped-call]  # generated
+    port = collector.add_insecure_port("127.0.0.1:0")
+    collector.start()
+    settings = {"AVAIL_TRACING__SAMPLE_PERCENT": "100", "AVAIL_DRAIN__NOTICE_MS": "0"}
+    try:
+        endpoint = {"AVAIL_TRACING__OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+        with serving(settings={**settings, **endpoint}) as server, Client(server.grpc) as client:
+            client.get("web", "tea")
+        assert (
+            "availability.v1.AvailabilityService/GetAvailability" in arrived
+        )  # sent at the latest on leaving
+    finally:
+        collector.stop(0)
+    away = {"AVAIL_TRACING__OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    with serving(settings={**settings, **away}) as server, Client(server.grpc) as client:
+        client.get("web", "tea")
+        process = server.process
+    assert process.returncode == 0, "the server did not leave within its time"
