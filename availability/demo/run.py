@@ -99,9 +99,8 @@ def _report_shop(console: Console, shop: DemoShop | None, shown: list[Shown] | N
     if shop is None or shown is None:
         print("\nno shop was published to: pip install 'availability[publisher]' brings one")
         return
-    table = Table(
-        "sku", "ledger", "shop", title=f"\nthe shop's numbers ({CHANNEL}), after {shop.written()} writes"
-    )
+    print(f"\nthe shop's numbers beside the ledger's ({CHANNEL}), after {shop.written()} writes", flush=True)
+    table = Table("sku", "ledger", "shop")
     for one in shown:
         style = "default" if one.same else "bold red"
         table.add_row(one.sku, str(one.ledger), str(one.shop), style=style)
