@@ -181,7 +181,7 @@ BUGS = (
     Bug("Mirror writes over a sale", "publisher/modes.py", "if mode is Mode.MIRROR and (look.shown is None or look.shown != look.explained):", "if False:", MIRROR),
     Bug("Mirror compares with what was sent last", "publisher/modes.py", "if look.shown == look.desired and not look.torn:", "if look.desired in (look.shown, look.explained) and not look.torn:", MIRROR),
     Bug("Mirror writes the number of before the fold", "publisher/numbers.py", "number = desired.get(one.sku, one.desired)", "number = one.desired", MIRROR),
-    Bug("a number that comes back while another is written is lost", "publisher/coalescer.py", "(entry.quantity == taken.quantity and not heard)", "entry.quantity == taken.quantity", MIRROR),
+    Bug("a number that comes back while another is written is lost", "publisher/coalescer.py", "(entry.quantity == taken.quantity and not heard)", "entry.quantity == taken.quantity", PUBLISHER),
     Bug("zeros that can be foreseen are let go", "publisher/golive.py", "self._foreseen = self._selling.intersection(self.waiting())", "self._foreseen = set()", MIRROR),
     Bug("a stop-sale waits for an operator", "publisher/golive.py", "if quantity > 0 or stop_sale or not available:", "if quantity > 0 or not available:", MIRROR),
     Bug("a sale of a moment ago counts as a difference", "publisher/rolling.py", "now + self._doubt_s", "now", ("tests/test_publisher_rolling.py",)),

@@ -193,3 +193,28 @@ def test_waiting_work_never_grows_past_the_skus(changes: list[tuple[str, int]]) 
         coalescer.offer(sku, quantity, f"1-{number}", float(number))
     assert len(coalescer) <= len(SKUS)
     assert len(coalescer._later) == 1
+
+
+def test_a_number_that_was_replaced_and_comes_back_while_under_way_is_written() -> None:
+    """Mirror takes 58, orders make it 57, 57 is written; the ledger went on to 58 meanwhile: that is news."""
+    coalescer = Coalescer(skip_equal=False)
+    coalescer.offer("a", 58, "1-1", 0.0)
+    (taken,) = coalescer.take(1, 0.0)
+    coalescer.offer("a", 57, "1-2", 1.0)
+    coalescer.offer("a", 58, "1-3", 2.0)
+    assert not coalescer.written(taken, 57)
+    (again,) = coalescer.take(1, 3.0)
+    assert (again.quantity, again.acked) == (58, 57)
+    assert coalescer.written(again, 57), (
+        "nothing was heard since: the number that replaced it is the newer one"
+    )
+    assert "a" not in coalescer
+
+
+def test_zeros_that_wait_are_known_without_the_stop_sales() -> None:
+    """What the guard counts: numbers of 0 that nobody asked for by name."""
+    coalescer = Coalescer(skip_equal=False)
+    coalescer.offer("a", 0, "1-1", 0.0)
+    coalescer.offer("b", 0, "1-1", 0.0, blocked=True)
+    coalescer.offer("c", 4, "1-1", 0.0)
+    assert coalescer.zeros() == ["a"]

@@ -222,6 +222,21 @@ def test_the_beginning_tells_what_is_still_to_ship(tmp_path: Path) -> None:
     lab.stop()
 
 
+def test_an_order_that_waited_for_payment_at_the_beginning_counts_when_it_is_paid(tmp_path: Path) -> None:
+    """Even where it is completed at once: its units had not left before."""
+    lab = OrderLab(tmp_path)
+    lab.add("A", 100)
+    waiting, done = lab.buy(status="pending"), lab.buy(quantity=5)
+    set_status(lab.shop, done, "completed")
+    lab.clock.advance(86_400)
+    poll(lab)
+    set_status(lab.shop, waiting, "completed")
+    set_status(lab.shop, done, "completed")
+    poll(lab)
+    assert lab.ledger.ordered("A") == 3
+    lab.stop()
+
+
 def test_a_lost_ack_and_a_kill_send_the_same_words_again(lab: OrderLab) -> None:
     """Whatever was written down goes out again under the same ids, by the next process too."""
     lab.buy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -159,7 +160,7 @@ def approve(
     if not reason.strip():
         raise usage("give a reason")
     with open_desk(shops, config, data_dir) as desk:
-        found = desk.approvals(channel).approve(getpass.getuser(), reason, now())
+        found = desk.approvals(channel).approve(_who(), reason, now())
     if found is None:
         raise CommandError("NOTHING_WAITS", f"nothing of {channel} waits for approval", EXIT_REFUSED)
     print(f"{channel}: {found.held:,} of {found.on_sale:,} skus may go to 0 now")
@@ -206,6 +207,14 @@ def orders(
             console().print(rows)
     if waiting:
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _who() -> str:
+    """Return the name of whoever asks; a container's user may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid {os.getuid()}"
 
 
 def _print(name: str, report: Report, limit: int) -> None:

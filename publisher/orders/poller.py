@@ -18,7 +18,18 @@ from typing import Protocol
 import structlog
 
 from publisher.orders.book import Entry, OrderBook, Place
-from publisher.orders.facts import VANISHED, Folded, Outcome, Recipe, Rules, ShopOrder, deltas, fold, skus_of
+from publisher.orders.facts import (
+    PENDING,
+    VANISHED,
+    Folded,
+    Outcome,
+    Recipe,
+    Rules,
+    ShopOrder,
+    deltas,
+    fold,
+    skus_of,
+)
 from publisher.orders.ledger import KnownOrder, OrderLedger, recipes_of
 
 _LOG = structlog.get_logger(__name__)
@@ -27,6 +38,8 @@ SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
 OPEN = frozenset({"on-hold", "processing"})
 """Statuses in which an order from before the beginning is still to ship."""
+UNFINISHED = OPEN | {PENDING, "failed"}
+"""Statuses of an order from before the beginning that is worth knowing: it may be paid yet."""
 HINTS_PER_ROUND = 100
 UNSENT_PER_ROUND = 200
 CHECKED_PER_ROUND = 100
@@ -189,7 +202,7 @@ class OrderPoller:
         if place is None:
             self._begun_us = int(self._now() * SECOND_US)
             latest_us = self._begun_us - self._poll_rules.overlap_s * SECOND_US
-            async for page in self._orders.in_status(OPEN):
+            async for page in self._orders.in_status(OPEN | {PENDING}):
                 await self._fold(page)
                 latest_us = max([latest_us, *(order.modified_us for order in page)])
             place = Place(modified_us=latest_us, begun_us=self._begun_us)
@@ -258,7 +271,7 @@ class OrderPoller:
         entries, unmapped = [], 0
         for order in orders:
             told = before.get(order.order_id)
-            if told is None and order.created_us < self._begun_us and order.status not in OPEN:
+            if told is None and order.created_us < self._begun_us and order.status not in UNFINISHED:
                 self._count("before")
                 continue
 
