@@ -207,7 +207,8 @@ _CHANGES = f"""
 INSERT INTO position_changes
 SELECT :day, {_VERSION}, {_CLOCK}, CASE i % 3 WHEN 0 THEN 6 ELSE 1 END, {_SKU}, {_NODE}, 100, 0, i % 7, i % 5, -1,
   CASE i % 3 WHEN 0 THEN 1 ELSE 0 END, 0, CASE i % 3 WHEN 1 THEN 1 ELSE 0 END, CASE i % 3 WHEN 2 THEN 1 ELSE 0 END
-FROM (SELECT i, {_PLACE} AS p FROM generate_series(CAST(:low AS bigint), CAST(:high AS bigint)) i) made"""
+FROM (SELECT i, {_PLACE} AS p FROM generate_series(CAST(:low AS bigint), CAST(:high AS bigint)) i) made
+ORDER BY p"""
 _NAMES = f"""
 INSERT INTO positions SELECT {_SKU}, {_NODE} FROM generate_series(0, CAST(:places AS bigint) - 1) p
 ON CONFLICT DO NOTHING"""

@@ -103,7 +103,7 @@ def run(settings: Settings, *, metrics_listen: str = "", once: bool = False) -> 
             made = build(settings, side, engine, sealer, metrics, stop)
             metrics.watch_lag(made.lag)
             metrics.watch_reconcile(lambda: reconcile_figures(engine, time.time()))
-            stop_metrics = start_metrics_listener(metrics_listen, metrics.registry)
+            stop_metrics = start_metrics_listener(metrics_listen or settings.metrics.listen, metrics.registry)
             if stop_metrics is not None:
                 stack.callback(stop_metrics)
             redis = without_password(settings.redis.url.get_secret_value())
