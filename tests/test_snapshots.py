@@ -10,7 +10,13 @@ import grpc
 import pytest
 
 from availability.cli.root import run
+from availability.domain.errors import Reason, ServiceError
 from availability.domain.snapshots import CORRECTION_SOURCE, correction_id
+from availability.ledger.snapshots import SnapshotLedger, SnapshotRow
+from availability.service.auth import Principal
+from availability.service.bounds import Bounds
+from availability.service.context import CallContext
+from availability.service.snapshot_handlers import owned
 from availability.v1 import stock_pb2 as stk
 from tests.conftest import Names, Server
 from tests.model import Refusal
@@ -284,3 +290,92 @@ def test_the_command_line_takes_a_snapshot(
     assert "ENDED" in capsys.readouterr().out
     assert run(["snapshot", "close", name, *at]) == 0
     assert run(["snapshot", "end", name, "--as-of", "nothing", *at]) == 2
+
+
+class OneSnapshot(SnapshotLedger):
+    """A store with one snapshot, of wms at two nodes."""
+
+    def __init__(self, *nodes: str) -> None:
+        self.nodes = list(nodes)
+
+    def row(self, snapshot_id: str) -> SnapshotRow | None:
+        kept = SnapshotRow("s", "wms", self.nodes, 1, 1, 1, 1, [], 1, 1, 0, 0, 0, 0, 0, 0, "anna", 0)
+        return kept if snapshot_id == "s" else None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "nodes", "allowed"),
+    [
+        (None, (), True),
+        (Bounds(sources=frozenset(["wms"])), (), True),
+        (Bounds(sources=frozenset(["erp"])), ("n1",), False),
+        (Bounds(nodes=frozenset(["n1", "n2"])), ("n1", "n2"), True),
+        (Bounds(nodes=frozenset(["n1"])), ("n1", "n2"), False),
+        (Bounds(nodes=frozenset(["n1"])), (), False),
+        (Bounds(sources=frozenset(["wms"]), nodes=frozenset(["n3"])), ("n1",), False),
+    ],
+)
+def test_a_bound_token_reaches_its_own_snapshots_only(
+    bounds: Bounds | None, nodes: tuple[str, ...], *, allowed: bool
+) -> None:
+    """Whose a snapshot is decides, and of which nodes it speaks: one of all nodes belongs to no token bound to some."""
+    ctx = CallContext(Principal(id="bound", scopes=frozenset(), bounds=bounds), 0.0)
+    if allowed:
+        assert owned(OneSnapshot(*nodes), "s", ctx).source == "wms"
+    else:
+        with pytest.raises(ServiceError) as caught:
+            owned(OneSnapshot(*nodes), "s", ctx)
+        assert caught.value.reason == Reason.PERMISSION_DENIED
+    with pytest.raises(ServiceError) as caught:
+        owned(OneSnapshot(*nodes), "another", ctx)
+    assert caught.value.reason == Reason.SNAPSHOT_NOT_FOUND
+
+
+def order_lines(client: Service, names: Names, **asked: Any) -> dict[tuple[str, str], tuple[int, str]]:
+    """Open lines of this test's orders: (order_ref, line) → open units, and whether they are settled."""
+    found = {}
+    for page in client.stock.ReadOrderLines(stk.ReadOrderLinesRequest(**asked), timeout=TIMEOUT_S):
+        for line in page.lines:
+            if line.sku == names.sku():
+                settled = stk.Settling.Name(line.settling).removeprefix("SETTLING_")
+                found[line.order_ref, line.line] = (line.open_quantity, settled)
+                assert sum(at.open_quantity for at in line.nodes) == line.open_quantity
+    return found
+
+
+def test_open_order_lines_are_settled_where_nothing_touched_them_since(client: Service, names: Names) -> None:
+    """By numbers and by marks; a shipment, a commit of ours and a fact after the point unsettle their order alone."""
+    source, node, sku = names.id("erp"), names.node(), names.sku()
+    tell(client, source, delta(source, "RECEIPT", sku, node, 50, number=1))
+    for number, (ref, line) in enumerate([("o1", "1"), ("o1", "2"), ("o2", ""), ("o3", ""), ("o4", "")], 2):
+        order: dict[str, Any] = {"order_ref": names.id(ref), "line": line}
+        tell(client, source, delta(source, "ORDER_ALLOCATED", sku, node, 3, number=number, **order))
+    tell(client, source, delta(source, "ORDER_CANCELLED", sku, "", 0, number=7, order_ref=names.id("o4")))
+    snapshot = begin(client, names, source, node, content=stk.SNAPSHOT_CONTENT_OPEN_ORDERS)
+    end(client, names, snapshot)
+    shipped = delta(source, "SHIPMENT", sku, node, 1, number=8, order_ref=names.id("o2"))
+    tell(client, source, shipped)
+    late = delta(source, "ORDER_PLACED", sku, "", 0, number=10, order_ref=names.id("o5"))
+    late_ship = delta(source, "ORDER_ALLOCATED", sku, node, 0, number=11, order_ref=names.id("o5"))
+    numbers = stk.SequenceMark(stream="moves", source_sequence=7)
+    gone = delta(source, "ORDER_CANCELLED", sku, "", 0, number=9, order_ref=names.id("o1"), line="2")
+    tell(client, source, gone, late, late_ship)
+    expected = {
+        (names.id("o5"), ""): (0, "UNSETTLED"),
+        (names.id("o1"), "1"): (3, "UNSETTLED"),
+        (names.id("o1"), "2"): (0, "UNSETTLED"),
+        (names.id("o2"), ""): (2, "UNSETTLED"),
+        (names.id("o3"), ""): (3, "SETTLED"),
+    }
+    for asked in (
+        {"snapshot_id": snapshot.snapshot_id},
+        {"point": stk.SnapshotPoint(source=source, nodes=[node], as_of=[numbers])},
+    ):
+        assert order_lines(client, names, **asked) == expected
+    fix = delta(CORRECTION_SOURCE, "ORDER_CANCELLED", sku, "", 0, event_id=names.id("fix"))
+    fix.order_source, fix.order_ref = source, names.id("o3")
+    tell(client, CORRECTION_SOURCE, fix)
+    del expected[names.id("o3"), ""]
+    assert order_lines(client, names, snapshot_id=snapshot.snapshot_id) == expected
+    nowhere = stk.SnapshotPoint(source=source, nodes=[names.node("other")])
+    assert order_lines(client, names, point=nowhere) == {}

@@ -145,6 +145,8 @@ class After:
         """Named streams that may be behind their number still, and the clock by which they were not."""
         self._places: dict[Place, _Change] = {}
         self._skus: set[str] = set()
+        self.since_ms = 0
+        """Ledger clock of the first delta or commit that was looked at; 0: none yet."""
         self._orders: dict[OrderName, set[str]] = {}
         """Orders that facts name that are not of before the point: with the skus (empty: all) that these name."""
         self._mixed_skus: set[str] = set()
@@ -156,9 +158,12 @@ class After:
         self._follow(entry, kind)
         if kind == _DELTAS:
             record = entry.record()
+            self.since_ms = self.since_ms or record.clock_ms
             self._add_deltas(record, decode_body(record))
         elif kind == _COMMITTED:
-            self._add_commit(entry.record())
+            record = entry.record()
+            self.since_ms = self.since_ms or record.clock_ms
+            self._add_commit(record)
         elif kind == _STREAM:
             body: StreamBody = decode_body(entry.record())
             if body.action == "RESET" and (body.source, body.stream) in self.point.as_of:

@@ -259,10 +259,10 @@ class SnapshotLedger:
         figures = np.frombuffer(raw, "<i8", offset=length).reshape(-1, FIGURES)
         return StockPage(_STOCK.decode(raw[4:length]), figures)
 
-    def open_orders(self, after: tuple[int, str] | None, count: int) -> OpenOrdersPage:
-        """Orders with open lines among the next ``count``."""
+    def open_orders(self, after: tuple[int, str] | None, count: int, since_ms: int = 0) -> OpenOrdersPage:
+        """Orders with open lines among the next ``count``; with a fact since a clock (0: never) all their lines."""
         score, name = after or (0, "")
-        return _ORDERS.decode(self._ledger.ask("open_orders", _encode([score, name, count])))
+        return _ORDERS.decode(self._ledger.ask("open_orders", _encode([score, name, count, since_ms])))
 
     def sums(self, index: int, count: int) -> SumsPage:
         """What does not add up among skus number index .. index+count-1."""

@@ -128,11 +128,15 @@ class SnapshotReader:
             asked = self._asked(request, ctx)
             follower = self._follower(asked, ctx)
         last: tuple[int, str] | None = None
+        since_ms = 0
         while True:
             if ctx.cancelled():
                 return
             with ledger_failures(), _point_failures():
-                page = self._store.open_orders(last, ORDERS_PER_PAGE)
+                if follower is not None and not since_ms:  # what came after the point began when?
+                    follower.advance(self._ledger.head().version)
+                    since_ms = follower.after.since_ms
+                page = self._store.open_orders(last, ORDERS_PER_PAGE, since_ms)
                 if follower is not None:
                     follower.advance(page.head.version)
             ahead_ms = self._wall_ms() - page.clock_ms
@@ -306,6 +310,8 @@ def _lines(
         settling = _SETTLED[not any(after.touched(*name) for name in names)]
     for sku, lines in order.skus:
         for line in lines:
+            if not line.open and settling != pb.SETTLING_UNSETTLED:
+                continue
             if not wanted or not line.nodes or any(node in wanted for node, _, _ in line.nodes):
                 yield _line(order, sku, line, settling, ahead_ms)
 

@@ -2157,7 +2157,7 @@ Global___OpenAtNode: _TypeAlias = OpenAtNode  # noqa: Y015
 
 @_typing.final
 class OrderLineOpen(_message.Message):
-    """OrderLineOpen is an order line with open units."""
+    """OrderLineOpen is an order line with open units; or, UNSETTLED, one that may have had some at the point and has none now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

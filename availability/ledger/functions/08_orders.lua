@@ -598,9 +598,9 @@ function Orders.cancels_sku(ctx, o, sku)
   return cancel and true or false
 end
 
--- The lines of a sku that want units still, under all names of the order, as {line, ordered (-1: only allocations are
+-- The lines of a sku that want units still (all: every line), under all names of the order, as {line, ordered (-1: only allocations are
 -- known), shipped, open, {{node, open there, confirmed there}, ...}}; and who keeps what follows from them.
-function Orders.open_lines(ctx, o, sku)
+function Orders.open_lines(ctx, o, sku, all)
   local told, cancel, leader = Orders.told(ctx, o, sku)
   local groups, auto, out = groups_of(told, cancel), {}, {}
   for i, a in ipairs(Orders.facts(leader, sku)[AUTO]) do auto[i] = {a[1], a[2]} end
@@ -622,7 +622,7 @@ function Orders.open_lines(ctx, o, sku)
       open = open + committed[node]
       nodes[#nodes + 1] = {node, committed[node], there[node] or 0}
     end
-    if open + need > 0 then
+    if open + need > 0 or all then
       local ordered = g.word or (g.own > 0 and g.own) or -1
       out[#out + 1] = {together and '' or told[LINES][i][1], ordered, shipped, open + need, nodes}
     end

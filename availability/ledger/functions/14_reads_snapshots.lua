@@ -88,7 +88,8 @@ function Reads.stock(keys, args)
   return struct_pack('<I4', #rest) .. rest .. concat(figures)
 end
 
--- Orders with a fact, the oldest first. ARGV[1] = packed {score, name, count}: those after (score, name).
+-- Orders with a fact, the oldest first. ARGV[1] = packed {score, name, count, since}: those after (score, name);
+-- of orders with a fact at or after the clock `since` (0: never) also lines that want nothing any more.
 -- reply = {head, clock, {score, name} of the last | false, {{source, ref, links {{source, ref}, ...}, channel, last fact (clock),
 --   {{sku, Orders.open_lines}, ...}}, ...}}. An order that a fact touches meanwhile comes again, later.
 function Reads.open_orders(keys, args)
@@ -108,9 +109,9 @@ function Reads.open_orders(keys, args)
     last = {tonumber(rows[i + 1]), rows[i]}
     local members = o.raw and Orders.members(ctx, o)
     if members and members[1] == o then
-      local skus, links = {}, {}
+      local skus, links, all = {}, {}, q[4] > 0 and o.meta[4] >= q[4]
       for _, sku in ipairs(Orders.every_sku(ctx, o)) do
-        local lines = Orders.open_lines(ctx, o, sku)
+        local lines = Orders.open_lines(ctx, o, sku, all)
         if #lines > 0 then skus[#skus + 1] = {sku, lines} end
       end
       for m = 2, #members do links[m - 1] = {members[m].meta[5], members[m].meta[6]} end
