@@ -16,11 +16,14 @@ from availability.history.shop_tables import shop_skus, shops
 from publisher.letters import Letters
 from publisher.numbers import Limits
 from publisher.testing.faults import Fault, Kind
+from publisher.testing.latency import Latency
 from publisher.testing.server import Storefront as Double
 from publisher.testing.server import serve
 from publisher.woocommerce.stock import _lists
 from tests.publishing import CHANNEL, FakeLedger, double_shop, publishing
 
+NONE = Latency(request_s=0.0, write_item_s=0.0, read_item_s=0.0)
+"""Work takes no time; what a failure says of waiting is waited."""
 SKUS = {f"S-{number}": 10 for number in range(12)}
 
 
@@ -45,7 +48,7 @@ def test_the_ledgers_numbers_are_in_the_shop(engine: Engine, ledger: FakeLedger)
     """First everything, then each change; what the shop shows already costs no write."""
 
     async def scenario() -> None:
-        with serve(double_shop(**SKUS), tls=False) as double:
+        with serve(double_shop(**SKUS), latency=NONE, tls=False) as double:
             ledger.tell({**SKUS, "S-0": 3, "S-1": 0})
             async with publishing(engine, ledger, double) as running:
                 await running.quiet()
@@ -68,7 +71,7 @@ def test_publish_limit_hides_what_nobody_needs_to_see(engine: Engine, ledger: Fa
     """Above the limit on both sides nothing is written; a limit of the sku goes before the channel's."""
 
     async def scenario() -> None:
-        with serve(double_shop(a=1, b=1), tls=False) as double:
+        with serve(double_shop(a=1, b=1), latency=NONE, tls=False) as double:
             ledger.limit = Limits(channel=10, skus={"b": 2})
             ledger.tell({"a": 50, "b": 50})
             async with publishing(engine, ledger, double) as running:
@@ -115,7 +118,7 @@ def test_every_failure_ends_with_the_ledgers_number(engine: Engine, ledger: Fake
     """
 
     async def scenario() -> None:
-        with serve(double_shop(**SKUS), tls=False) as double:
+        with serve(double_shop(**SKUS), latency=NONE, tls=False) as double:
             ledger.tell(SKUS)
             async with publishing(engine, ledger, double, timeout_ms=1_000, orphan_ms=400) as running:
                 await running.quiet()
@@ -143,7 +146,7 @@ def test_reads_that_lag_behind_end_right_too(engine: Engine, ledger: FakeLedger)
     """A shop whose reads show old numbers after failed writes: a later look finds what was taken for written."""
 
     async def scenario() -> None:
-        with serve(double_shop(**SKUS), tls=False) as double:
+        with serve(double_shop(**SKUS), latency=NONE, tls=False) as double:
             ledger.tell(SKUS)
             async with publishing(engine, ledger, double) as running:
                 await running.quiet()
@@ -163,7 +166,7 @@ def test_stock_keeping_switched_off_in_the_whole_shop(engine: Engine, ledger: Fa
     """Every write then answers 200 and does nothing: letters say so, and a replay works once it is on again."""
 
     async def scenario() -> None:
-        with serve(double_shop(a=1, b=2), tls=False) as double:
+        with serve(double_shop(a=1, b=2), latency=NONE, tls=False) as double:
             ledger.tell({"a": 1, "b": 2})
             async with publishing(engine, ledger, double) as running:
                 await running.quiet()
@@ -190,7 +193,7 @@ def test_skus_that_no_list_can_name(engine: Engine, ledger: FakeLedger) -> None:
         shop = double_shop()
         for name in names:
             shop.add(name, 1)
-        with serve(shop, tls=False) as double:
+        with serve(shop, latency=NONE, tls=False) as double:
             ledger.tell({name: number + 2 for number, name in enumerate(names)})
             async with publishing(engine, ledger, double) as running:
                 await running.quiet()
@@ -214,7 +217,7 @@ def test_a_pilot_touches_only_its_skus(engine: Engine, ledger: FakeLedger, tmp_p
 
     async def scenario() -> None:
         (tmp_path / "pilot.txt").write_text("a\n")
-        with serve(double_shop(a=1, b=1), tls=False) as double:
+        with serve(double_shop(a=1, b=1), latency=NONE, tls=False) as double:
             ledger.tell({"a": 5, "b": 5})
             async with publishing(engine, ledger, double, allow_list=str(tmp_path / "pilot.txt")) as running:
                 await running.quiet()
@@ -227,7 +230,7 @@ def test_maintenance_is_waited_for(engine: Engine, ledger: FakeLedger) -> None:
     """A shop that says when it comes back is left alone until then, and the shop's state says so."""
 
     async def scenario() -> None:
-        with serve(double_shop(a=1), tls=False) as double:
+        with serve(double_shop(a=1), latency=NONE, tls=False) as double:
             ledger.tell({"a": 1})
             async with publishing(engine, ledger, double) as running:
                 await running.quiet()
@@ -249,7 +252,7 @@ def test_refused_keys_stop_the_shop_until_they_change(engine: Engine, ledger: Fa
     """401 is not tried again; nothing is lost, and with other keys it goes on."""
 
     async def scenario() -> None:
-        with serve(double_shop(a=1), tls=False) as double:
+        with serve(double_shop(a=1), latency=NONE, tls=False) as double:
             ledger.tell({"a": 1})
             fingerprint = ["first"]
             async with publishing(engine, ledger, double, keys=lambda: fingerprint[0]) as running:
@@ -289,7 +292,7 @@ def test_skus_without_a_place_become_letters_and_leave_the_others_alone(
         shop.add("Case", 1)
         shop.add("unmanaged", None)
         shop.add("grouped", None, kind="grouped")
-        with serve(shop, tls=False) as double:
+        with serve(shop, latency=NONE, tls=False) as double:
             ledger.tell({"good": 4, "twice": 4, "case": 4, "unmanaged": 4, "grouped": 4, "missing": 4})
             async with publishing(engine, ledger, double) as running:
                 await running.quiet()
@@ -326,7 +329,7 @@ def test_stock_keeping_is_switched_on_only_where_the_settings_say_so(
     async def scenario() -> None:
         shop = double_shop()
         shop.add("unmanaged", None)
-        with serve(shop, tls=False) as double:
+        with serve(shop, latency=NONE, tls=False) as double:
             ledger.tell({"unmanaged": 4})
             async with publishing(engine, ledger, double, catalogue={"manage_stock": "switch_on"}) as running:
                 await running.quiet()
@@ -353,7 +356,7 @@ def test_variations_go_to_where_they_are_now(
         moving = shop.add("V2", 1, kind="variation", parent=first.id)
         shop.add("V3", 1, kind="variation", parent=second.id)
         shop.add("V4", None, kind="variation", parent=shared.id)
-        with serve(shop, tls=False) as double:
+        with serve(shop, latency=NONE, tls=False) as double:
             ledger.tell({"simple": 2, "V1": 2, "V2": 3, "V3": 4, "V4": 6})
             async with publishing(
                 engine, ledger, double, catalogue={"cross_parent_batches": cross_parent}
@@ -385,7 +388,7 @@ def test_one_product_that_always_fails_does_not_stop_the_others(engine: Engine, 
     """A row that stays locked becomes a CONFLICT letter; the others go on, and its next number is tried again."""
 
     async def scenario() -> None:
-        with serve(double_shop(**SKUS), tls=False) as double:
+        with serve(double_shop(**SKUS), latency=NONE, tls=False) as double:
             locked = double.shop.find("S-3")[0].id
             ledger.tell(SKUS)
             async with publishing(engine, ledger, double) as running:
@@ -415,7 +418,7 @@ def test_a_shop_that_is_away_makes_no_letters(engine: Engine, ledger: FakeLedger
     """However long it lasts, and however often it is tried: an outage is not the items' fault."""
 
     async def scenario() -> None:
-        with serve(double_shop(a=10, b=10), tls=False) as double:
+        with serve(double_shop(a=10, b=10), latency=NONE, tls=False) as double:
             ledger.say(a=10, b=10)
             async with publishing(
                 engine,
@@ -441,8 +444,8 @@ def test_a_slow_shop_delays_no_other(engine: Engine) -> None:
     async def scenario() -> None:
         slow_ledger, quick_ledger = FakeLedger(), FakeLedger()
         with (
-            serve(double_shop(a=1), tls=False) as slow_double,
-            serve(double_shop(a=1), tls=False) as quick_double,
+            serve(double_shop(a=1), latency=NONE, tls=False) as slow_double,
+            serve(double_shop(a=1), latency=NONE, tls=False) as quick_double,
         ):
             slow_ledger.say(a=1)
             quick_ledger.say(a=1)
@@ -451,7 +454,7 @@ def test_a_slow_shop_delays_no_other(engine: Engine) -> None:
                 publishing(engine, quick_ledger, quick_double) as quick,
             ):
                 await slow.quiet()
-                hanging = slow_double.faults.add(Fault(kind=Kind.HANG, path="batch", seconds=4.0))
+                hanging = slow_double.faults.add(Fault(kind=Kind.HANG, path="batch", seconds=3.0))
                 slow_ledger.say(a=2)
                 await slow.until(lambda: hanging.hits > 0)
                 for number in range(3):
@@ -467,7 +470,7 @@ def test_a_shop_that_was_lost_and_came_back(engine: Engine, ledger: FakeLedger) 
     """Whoever loses the shop stops at once; what it was writing is read back when the shop is its own again."""
 
     async def scenario() -> None:
-        with serve(double_shop(**SKUS), tls=False) as double:
+        with serve(double_shop(**SKUS), latency=NONE, tls=False) as double:
             ledger.tell(SKUS)
             async with publishing(engine, ledger, double, lease_s=0.9, orphan_ms=1_500) as running:
                 await running.quiet()
@@ -497,7 +500,7 @@ def test_the_urgent_overtake_a_burst(engine: Engine, ledger: FakeLedger) -> None
 
     async def scenario() -> None:
         many = {f"M-{number}": 10 for number in range(100)}
-        with serve(double_shop(**many, out=5, back=0), tls=False) as double:
+        with serve(double_shop(**many, out=5, back=0), latency=NONE, tls=False) as double:
             ledger.tell({**many, "out": 5, "back": 0})
             async with publishing(
                 engine, ledger, double, pace={"items_max": 10, "items_start": 10}
@@ -517,7 +520,7 @@ def test_rows_say_what_the_shop_acknowledged(engine: Engine, ledger: FakeLedger)
     """Reconciliation reads it: quantity, version and time of the last acknowledgement, per sku."""
 
     async def scenario() -> None:
-        with serve(double_shop(a=1), tls=False) as double:
+        with serve(double_shop(a=1), latency=NONE, tls=False) as double:
             ledger.tell({"a": 7})
             async with publishing(engine, ledger, double) as running:
                 await running.quiet()
