@@ -83,6 +83,7 @@ def test_what_was_a_moment_is_nothing(tmp_path: Path) -> None:
     async def day(walked: Walked) -> None:
         walked.change("A", 4)
         assert await walked.rolling.look(walked.parts) == 0
+        assert await walked.rolling.look(walked.parts) == 0, "it is read again only when its time has come"
         walked.change("A", 5)
         await asyncio.sleep(DOUBT_S)
         assert await walked.rolling.look(walked.parts) == 0
