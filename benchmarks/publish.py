@@ -133,8 +133,9 @@ def run(size: Size) -> list[Row]:
     quick = size.blocks < 5
     rows: list[Row] = []
     with bench(2_000) as one:
-        rows += pace(one, 300 if quick else 3_000)
-        rows += lag(one, 10.0 if quick else 60.0)
+        capacity = plain_rate(one, seconds=15.0)
+        rows += pace(one, 300 if quick else 1_500, capacity)
+        rows += lag(one, 10.0 if quick else 60.0, BELOW * capacity)
         small = cost(one, 500 if quick else 2_000)
     with bench(2_000 * CATALOGUE_TIMES) as ten:
         large = cost(ten, 500 if quick else 2_000)
@@ -151,12 +152,11 @@ def run(size: Size) -> list[Row]:
     return rows
 
 
-def pace(one: Bench, changes: int) -> list[Row]:
+def pace(one: Bench, changes: int, capacity: float) -> list[Row]:
     """Change so many skus at once: the rate beside the shop's own, and the publisher's processor time."""
-    capacity = plain_rate(one, seconds=15.0)
     one.front.machine.latency = REAL
     meter, began = Meter([one.pid]), time.monotonic()
-    expected = one.change([sku(number) for number in range(changes % one.skus or one.skus)])
+    expected = one.change([sku(number) for number in range(changes)])
     ended = one.await_shown(expected)
     used, others = meter.used()
     mine = settled_rate(one.watcher.times, began, ended)
@@ -189,10 +189,9 @@ def pace(one: Bench, changes: int) -> list[Row]:
     ]
 
 
-def lag(one: Bench, seconds: float) -> list[Row]:
+def lag(one: Bench, seconds: float, rate: float) -> list[Row]:
     """Change skus at random moments below the shop's pace: from the ledger's ack to the shop's store."""
     one.front.machine.latency = REAL
-    rate = BELOW / REAL.write_item_s * REAL.cores
     rng = random.Random(1)
     lags: list[float] = []
     sent: list[tuple[str, int, float]] = []

@@ -48,13 +48,13 @@ FAILURES: tuple[tuple[Kind, str, dict[str, float]], ...] = (
     (Kind.EMPTY_LIST, WRITES, {}),
     (Kind.BAD_GATEWAY, "", {}),
     (Kind.GATEWAY_TIMEOUT, WRITES, {"seconds": 0.5}),
-    (Kind.HANG, "", {"seconds": 3.0}),
+    (Kind.HANG, "", {"seconds": 5.0}),
     (Kind.CUT_ANSWER, "", {}),
     (Kind.TORN_STATUS, WRITES, {}),
     (Kind.STALE_READ, "GET", {}),
     (Kind.SLOW, "", {"factor": 8.0}),
 )
-"""Kind, methods and further facts of the failures that a day has; the caller's time-out is 2 s."""
+"""Kind, methods and further facts of the failures that a day has; the caller's time-out is 4 s."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -48,7 +48,7 @@ url = "{url}"
 key = {{ env = "SHOP_KEY" }}
 secret = {{ env = "SHOP_SECRET" }}
 mode = "{mode}"
-timeout_ms = 2000
+timeout_ms = 4000
 orphan_ms = 1000
 recheck_ms = 1500
 verify_ms = 5000
