@@ -229,7 +229,7 @@ def point_of(tale: Tale, numbers: dict[tuple[str, str], int]) -> stk.SnapshotPoi
     return stk.SnapshotPoint(source="erp", as_of=marks)
 
 
-SIZES = {False: 30, True: 1_500}
+SIZES = {False: 30, True: 400}
 
 
 def test_by_sequences_the_ledgers_side_is_what_it_had(lab: Lab, seed: int, *, full: bool) -> None:

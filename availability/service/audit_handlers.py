@@ -9,7 +9,8 @@ from availability.service.context import CallContext
 from availability.service.ledger_calls import call
 from availability.v1 import stock_pb2 as pb
 
-SKUS_PER_PAGE = 500
+SKUS_PER_PAGE = 100
+"""Redis serves nobody else while it adds up a page, and a sku may have thousands of holds."""
 FORGOTTEN_PER_PAGE = 500
 UNCONFIRMED_MS = 3_600_000
 STUCK_MS = 7 * 86_400_000
