@@ -412,6 +412,18 @@ def test_nothing_runs_as_root_or_writes_its_image() -> None:
     assert re.search(r"(?m)^USER 10001:10001$", dockerfile)
 
 
+def test_volumes_of_compose_belong_to_who_writes_them() -> None:
+    """The place of each volume of our images is made in the image, for its user; else it would be root's."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    made = re.search(r"install -d -o availability -g availability -m 0750([^&\n]+)", dockerfile)
+    assert made is not None
+    for name, service in compose()["services"].items():
+        for volume in service.get("volumes", ()):
+            source, place, *read_only = volume.split(":")
+            if service["image"].startswith(OURS) and not source.startswith(".") and not read_only:
+                assert place in made[1].split(), f"{name}: {volume}"
+
+
 def test_images_are_pinned() -> None:
     """Every image of others has a version, none is `latest`; the Python base too."""
     images = [service["image"] for service in compose()["services"].values()]
