@@ -363,6 +363,16 @@ def test_a_word_that_the_ledger_refuses_is_kept_for_a_person(lab: OrderLab) -> N
     assert lab.book.refused(10) == {}
 
 
+def test_an_order_names_the_ledgers_sku(lab: OrderLab) -> None:
+    """The shop's own name of a sku is translated by the alias that publishing uses too."""
+    lab.shop.add("OLD-A", 10)
+    lab.orders._aliases = {"OLD-A": "A"}
+    lab.buy("OLD-A", 2)
+    poll(lab)
+    assert lab.ledger.ordered("A") == 2
+    assert lab.ledger.ordered("OLD-A") == 0
+
+
 def test_lines_without_a_sku_are_left_out_and_counted(lab: OrderLab) -> None:
     """A line of an unknown product is no reason to lose the order's other lines."""
     place_order(
