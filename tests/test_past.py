@@ -137,16 +137,41 @@ def lab(history_url: str, tmp_path: Path) -> Lab:
 
 def test_who_set_a_figure_is_told(lab: Lab) -> None:
     """Each figure names the last record that moved it, not the last that touched the position."""
-    put = lab.ledger.put(("x", "a", (9, 0, 0, 0, -1)))
+    lab.ledger.put(("x", "a", (9, 0, 0, 0, -1)))
     held = lab.ledger.reserve("x", "a", 2)
+    put = lab.ledger.put(("x", "a", (12, 0, 2, 0, -1)))
+    moved = lab.ledger.put(("x", "a", (12, 1, 2, 0, -1)))
     lab.catch_up()
     answer = Past(lab.engine).explain("web", "x")
     told = {figure: (one.version, one.event) for (_, figure), one in answer.origins.items()}
-    assert told == {"on_hand": (str(put), "DELTAS"), "reserved": (str(held), "RESERVED")}
+    assert told == {
+        "on_hand": (str(put), "DELTAS"),
+        "quarantined": (str(moved), "DELTAS"),
+        "reserved": (str(held), "RESERVED"),
+    }
     assert answer.origins["a", "on_hand"].source == "wms"
     assert answer.origins["a", "reserved"].reservation_id == "r"
     (buffer, _) = answer.terms.policies
     assert (buffer.term, buffer.author, buffer.reason) == ("buffer", "ann", "because")
+
+
+def test_what_is_left_of_a_fence_is_that_of_its_generation(lab: Lab) -> None:
+    """A fence that is set anew has all of its units, whatever was taken from the one before it."""
+    ledger = lab.ledger
+    ledger.put(("x", "a", (20, 0, 0, 0, -1)))
+    steps = (
+        lambda: ledger.set_fence("web", "x", 9),
+        lambda: ledger.reserve_fenced("web", "x", "a", 2),
+        lambda: ledger.set_fence("web", "x", 4),
+        lambda: ledger.reserve_fenced("web", "x", "a", 1),
+        lambda: ledger.set_fence("web", "x", 0),
+    )
+    versions = [step() for step in steps]
+    lab.catch_up()
+    past = Past(lab.engine)
+    told = [[fence.left for fence in past.explain("pos", "x", version).terms.fences] for version in versions]
+    assert told == [[9], [7], [4], [3], []]
+    assert [past.explain("pos", "x", version).terms.fenced for version in versions] == [9, 7, 4, 3, 0]
 
 
 def test_a_moment_outside_of_the_history_is_refused_with_the_reason(lab: Lab) -> None:
