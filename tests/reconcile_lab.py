@@ -121,6 +121,8 @@ class Books:
     sequence: int = 0
     untold: list[pb.Delta] = field(default_factory=list)
     faults: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    off: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    """What was told less what is true, in units of on_hand: faults of one position may make up for each other."""
 
     def move(
         self, kind: str, sku: str, node: str, quantity: int, occurred_us: int, fault: str = "", **more: Any
@@ -130,10 +132,10 @@ class Books:
         self.stock[sku, node] += sign * quantity
         if fault:
             self.faults[sku, node].append(fault)
-        if fault == "LOST":
-            return
         told = quantity // 12 if fault == "CASES" else quantity
-        for _ in range(2 if fault == "DOUBLED" else 1):
+        times = {"LOST": 0, "DOUBLED": 2}.get(fault, 1)
+        self.off[sku, node] += sign * (told * times - quantity)
+        for _ in range(times):
             self.sequence += 1
             delta = pb.Delta(
                 source=self.source, stream=STREAM, source_sequence=self.sequence, sku=sku, node=node, quantity=told,

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from availability.v1 import stock_pb2 as pb
-from ingest.reconcile.causes import Case, Cause, Context, Move, OrderCase, explain, explain_order
+from ingest.reconcile.causes import Case, Cause, Context, Move, explain
 from ingest.reconcile.compare import Counts, Doubled
 from ingest.reconcile.corrections import of_order, of_position
 from ingest.reconcile.guard import File, Severity, doubled, judge, judge_file, verdict
+from ingest.reconcile.order_causes import OrderCase, explain_order
 from ingest.reconcile.orders import OrderVariance
 from ingest.reconcile.settings import Guard
 

@@ -335,3 +335,66 @@ def test_an_outage_leaves_the_run_open(lab: Lab, books: Books, names: Names) -> 
         lab.run("stock", file, point, Away(lab, 0, before=True))
     assert lab.store.unfinished()
     assert lab.run("stock", file, point).state == DONE
+
+
+def test_one_of_two_snapshots_speaks_for_a_position(lab: Lab, books: Books, names: Names) -> None:
+    """Of the lower rank, the other one is only reported; of one rank, neither corrects what both name."""
+    guarded(lab, free_positions=100)
+    first = lab.snapshots["stock"].model_copy(update={"rank": 1})
+    lab.snapshots["stock"] = first
+    lab.snapshots["count"] = first.model_copy(update={"name": "count", "rank": 2})
+    file = lab.folder / "stock.csv"
+    assert lab.run("stock", file, books.write(file)).state == DONE
+    books.stock[names.sku(0), names.node()] += 5
+    other = lab.folder / "count.csv"
+    point = books.write(other)
+    run = lab.run("count", other, point)
+    (found,) = lab.store.variances(run.run_id)
+    assert (found.state, found.hold) == (REPORTED, "OTHER_SPEAKS")
+    lab.snapshots["count"] = lab.snapshots["count"].model_copy(update={"rank": 1})
+    books.stock[names.sku(0), names.node()] += 1
+    run = lab.run("count", other, books.write(other))
+    (found,) = lab.store.variances(run.run_id)
+    assert (found.state, found.hold) == (REPORTED, "TWO_SPEAK")
+    run = lab.run("stock", file, books.write(file))
+    assert [one.hold for one in lab.store.variances(run.run_id)] == ["TWO_SPEAK"]
+
+
+def test_a_lost_cancellation_is_found_in_the_open_orders(lab: Lab, books: Books, names: Names) -> None:
+    """An order that its source no longer has holds stock: it is brought to nothing, others stay as they are."""
+    node, gone, stays, ours = names.node(), names.id("gone"), names.id("stays"), names.id("ours")
+    for order in (gone, stays):
+        books.move("ORDER_PLACED", names.sku(0), "", 4, 2_000_000, order_ref=order, line="1")
+        books.move("ORDER_ALLOCATED", names.sku(0), node, 4, 2_000_000, order_ref=order, line="1")
+    books.tell(lab.client)
+    held = lab.client.reserve(
+        names.channel(), {names.sku(1): 2}, hold_s=600, order_source=books.source, order_ref=ours
+    )
+    lab.client.commit(held.reservation.reservation_id, ours, order_source=books.source)
+    mapping = {
+        "version": "1",
+        "columns": {"sku": "sku", "node": "node", "quantity": "open", "order_ref": "order", "line": "line"},
+    }
+    lab.snapshots["orders"] = snapshot(
+        books.source, lab.folder / "drop", (node,), name="orders", kind="ORDERS", mapping=mapping,
+        order_sources=[books.source], guard={"free_positions": 10},
+    )  # fmt: skip
+    file = lab.folder / "orders.csv"
+    file.write_text(f"sku,node,open,order,line\n{names.sku(0)},{node},4,{stays},1\n", encoding="utf-8")
+    assert lab.stock((node,))[names.sku(0), node][3] == 8
+    run = lab.run("orders", file, Point(as_of={"moves": books.sequence}, taken_at=lab.now - 60))
+    found = {
+        one.order_ref: (one.cause, one.variance, one.state, one.hold)
+        for one in lab.store.variances(run.run_id)
+    }
+    assert found == {
+        gone: ("MISSED_DELTA", 4, CORRECTED, ""),
+        ours: ("ORDER_UNCONFIRMED", 2, REPORTED, found[ours][3]),
+    }
+    assert lab.stock((node,))[names.sku(0), node][3] == 4
+    assert lab.stock((node,))[names.sku(1), node][3] == 2
+    books.move("RECEIPT", names.sku(5), node, 1, 3_000_000)
+    books.tell(lab.client)
+    again = lab.run("orders", file, Point(as_of={"moves": books.sequence}, taken_at=lab.now - 50))
+    assert again.run_id != run.run_id
+    assert CORRECTED not in lab.store.states(again.run_id)

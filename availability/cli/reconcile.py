@@ -100,7 +100,8 @@ def _opened(
 ) -> Iterator[Parts]:
     from availability.history.app import history_engine
     from ingest.reconcile.book import ClientLedger
-    from ingest.reconcile.desk import Desk, Watch
+    from ingest.reconcile.comparing import Watch
+    from ingest.reconcile.desk import Desk
     from ingest.reconcile.journal import Journal
     from ingest.reconcile.nightly import OneAtATime
     from ingest.reconcile.settings import read_snapshots

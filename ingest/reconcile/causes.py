@@ -131,7 +131,6 @@ _SIGNS: Mapping[int, int] = {
     pb.DELTA_TYPE_TRANSFER_OUT: -1,
     pb.DELTA_TYPE_TRANSFER_IN: 1,
 }
-_OF_ORDERS = (pb.DELTA_TYPE_ORDER_PLACED, pb.DELTA_TYPE_ORDER_CHANGED, pb.DELTA_TYPE_ORDER_ALLOCATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,11 +195,11 @@ def explain(case: Case, moves: Sequence[Move], context: Context) -> tuple[Part, 
     before = [move for move in moves if not context.point or move.version <= context.point]
     since = [move for move in before if move.version > case.agreed]
     units = context.units_of(case.sku)
-    strong = [*_waiting(case, context), *_late(moves, context), *_doubled(before, case.agreed)]
+    strong = [*_waiting(case, context), *_late(moves, context), *doubled(before, case.agreed)]
     strong += _documents(case, before, set(units.values()))
     odd = list(_odd(since, before, units))
     single = next((part for part in (*strong, *odd) if part.units == case.variance), None)
-    found = (single,) if single is not None else _exactly(case.variance, [*strong, *odd])
+    found = (single,) if single is not None else exactly(case.variance, [*strong, *odd])
     if found is not None:
         return found
     whole = _whole(case, context)
@@ -213,7 +212,7 @@ def explain(case: Case, moves: Sequence[Move], context: Context) -> tuple[Part, 
     return (_rest(case, case.variance, since, context),)
 
 
-def _exactly(units: int, candidates: Sequence[Part]) -> tuple[Part, ...] | None:
+def exactly(units: int, candidates: Sequence[Part]) -> tuple[Part, ...] | None:
     """Return the fewest candidates that add up to the variance."""
     few = candidates[:CANDIDATES_MAX]
     for count in range(1, PARTS_MAX + 1):
@@ -242,7 +241,7 @@ def _late(moves: Iterable[Move], context: Context) -> Iterator[Part]:
         return
     for move in moves:
         if move.version > context.point and move.effect and 0 < move.occurred_us <= context.point_us:
-            text = f"{_words(move)} happened before the snapshot and reached the ledger after it,"
+            text = f"{words(move)} happened before the snapshot and reached the ledger after it,"
             text += f" at {_time(move.clock_ms)}"
             yield Part(
                 cause=Cause.LATE_DELTA,
@@ -253,7 +252,7 @@ def _late(moves: Iterable[Move], context: Context) -> Iterator[Part]:
             )
 
 
-def _doubled(moves: Sequence[Move], agreed: int = 0) -> Iterator[Part]:
+def doubled(moves: Sequence[Move], agreed: int = 0) -> Iterator[Part]:
     """Deltas of the same content under two names, the second one after ``agreed``. Without time, document or order two
     equal ones may both be true."""
     seen: dict[tuple[object, ...], Move] = {}
@@ -266,7 +265,7 @@ def _doubled(moves: Sequence[Move], agreed: int = 0) -> Iterator[Part]:
         )  # fmt: skip
         first = seen.setdefault(content, move)
         if first is not move and move.version > agreed:
-            text = f"{_words(move)} was applied twice: as {first.name} at {_time(first.clock_ms)} and as {move.name} at"
+            text = f"{words(move)} was applied twice: as {first.name} at {_time(first.clock_ms)} and as {move.name} at"
             yield Part(
                 cause=Cause.DUPLICATE_DELTA,
                 units=move.effect,
@@ -353,7 +352,7 @@ def _odd(since: Sequence[Move], usual: Sequence[Move], units: Mapping[str, int])
             ]:
                 if _distance(right, middle) + math.log(factor) / 2 < _distance(move.quantity, middle):
                     effect = move.effect // abs(move.quantity) * abs(right)
-                    text = f"{_words(move)} is odd beside the usual {middle:,.0f}: {abs(right):,} would fit,"
+                    text = f"{words(move)} is odd beside the usual {middle:,.0f}: {abs(right):,} would fit,"
                     text += f" 1 {unit} is {factor:,}"
                     yield Part(
                         cause=Cause.UNIT_OR_MAPPING,
@@ -408,7 +407,7 @@ def _rest(case: Case, units: int, since: Sequence[Move], context: Context) -> Pa
     return Part(cause=Cause.UNEXPLAINED, units=units, sentence=text)
 
 
-def _words(move: Move) -> str:
+def words(move: Move) -> str:
     kind = pb.DeltaType.Name(move.type).removeprefix("DELTA_TYPE_")  # type: ignore[arg-type]  # a plain int
     of = f" ({move.order_ref or move.reference})" if move.order_ref or move.reference else ""
     return f"{kind} of {move.quantity:,}{of}"
@@ -416,70 +415,3 @@ def _words(move: Move) -> str:
 
 def _time(clock_ms: int) -> str:
     return datetime.fromtimestamp(clock_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-# --- Orders -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderCase:
-    """One variance of an open order line. ``confirmed``: the ledger has a word of the order's system about it."""
-
-    order_ref: str
-    sku: str
-    said: int
-    ledger: int
-    shipped: int = 0
-    confirmed: bool = False
-    known: bool = True
-
-    @property
-    def variance(self) -> int:
-        return self.ledger - self.said
-
-
-def explain_order(case: OrderCase, moves: Sequence[Move], context: Context) -> tuple[Part, ...]:
-    """Return why an open order line differs. ``moves``: the journal's of this order and sku, in order."""
-    units = case.variance
-    if not case.known:
-        text = f"the source has {case.said:,} open of order {case.order_ref}, of which the ledger never heard"
-        return (Part(cause=Cause.MISSED_DELTA, units=units, sentence=text),)
-    words = [move for move in moves if move.type in _OF_ORDERS or move.type == pb.DELTA_TYPE_SHIPMENT]
-    if units > 0 and case.said == 0 and not case.confirmed and not words:
-        text = (
-            f"order {case.order_ref} was sold here, and its source has never said a word of it: send it again"
-        )
-        return (Part(cause=Cause.ORDER_UNCONFIRMED, units=units, sentence=text, hold="ORDER_UNCONFIRMED"),)
-    shipments = [move for move in moves if move.type == pb.DELTA_TYPE_SHIPMENT]
-    doubled = [
-        Part(cause=part.cause, units=-abs(part.units), sentence=part.sentence, evidence=part.evidence)
-        for part in _doubled(shipments)
-    ]
-    found = _exactly(units, doubled)
-    if found is not None:
-        return found
-    for move in shipments:
-        for unit, factor in context.units_of(case.sku).items():
-            rights = [
-                move.quantity * factor,
-                *([move.quantity // factor] if move.quantity % factor == 0 else []),
-            ]
-            if units in [right - move.quantity for right in rights]:
-                text = f"{_words(move)} would fit in another unit: 1 {unit} is {factor:,}"
-                return (
-                    Part(cause=Cause.UNIT_OR_MAPPING, units=units, sentence=text, evidence=(move.said(),)),
-                )
-    if units > 0:
-        text = f"the source has {case.said:,} open of order {case.order_ref}, the ledger {case.ledger:,}:"
-        text += " a cancellation or a shipment did not come"
-    else:
-        text = f"the source has {case.said:,} open of order {case.order_ref}, the ledger {case.ledger:,}:"
-        text += " a larger or reopened order was not told"
-    return (
-        Part(
-            cause=Cause.MISSED_DELTA,
-            units=units,
-            sentence=text,
-            evidence=tuple(move.said() for move in words[-3:]),
-        ),
-    )

@@ -15,13 +15,12 @@ from ingest.reconcile.causes import (
     Cause,
     Context,
     Move,
-    OrderCase,
     Part,
     QuarantineMove,
     explain,
-    explain_order,
 )
 from ingest.reconcile.corrections import of_order, of_position
+from ingest.reconcile.order_causes import OrderCase, explain_order
 from ingest.reconcile.orders import OrderVariance
 from ingest.reconcile.settings import SnapshotSettings
 from ingest.reconcile.store import HELD, PENDING, REPORTED, KeptVariance
