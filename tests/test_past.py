@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -160,11 +161,11 @@ def test_what_is_left_of_a_fence_is_that_of_its_generation(lab: Lab) -> None:
     ledger = lab.ledger
     ledger.put(("x", "a", (20, 0, 0, 0, -1)))
     steps = (
-        lambda: ledger.set_fence("web", "x", 9),
-        lambda: ledger.reserve_fenced("web", "x", "a", 2),
-        lambda: ledger.set_fence("web", "x", 4),
-        lambda: ledger.reserve_fenced("web", "x", "a", 1),
-        lambda: ledger.set_fence("web", "x", 0),
+        partial(ledger.set_fence, "web", "x", 9),
+        partial(ledger.reserve_fenced, "web", "x", "a", 2),
+        partial(ledger.set_fence, "web", "x", 4),
+        partial(ledger.reserve_fenced, "web", "x", "a", 1),
+        partial(ledger.set_fence, "web", "x", 0),
     )
     versions = [step() for step in steps]
     lab.catch_up()
