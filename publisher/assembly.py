@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+import structlog
 from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
@@ -31,6 +32,8 @@ from publisher.storefront import Storefront
 from publisher.traces import Spans, Traces
 from publisher.woocommerce.client import WooClient
 from publisher.woocommerce.orders import WooOrders
+
+_LOG = structlog.get_logger(__name__)
 
 SECRET_BYTES_MIN = 16
 REFUSED_MAX = 1_000
@@ -152,6 +155,10 @@ def intake_of(
     hooks = orders.webhooks
     tending = None
     if hooks is not None and hooks.manage:
+        if settings.url.startswith("http://"):
+            _LOG.warning(
+                "the webhooks' secret goes to the shop unencrypted: its address is http", channel=channel
+            )
         tending = Tending(
             calls=calls,
             secret=lambda: secret_of(hooks, around.environment),

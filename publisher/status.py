@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from availability.history.database import reading
-from availability.history.shop_tables import shop_letters, shop_listings, shop_skus, shops
+from availability.history.shop_tables import shop_approvals, shop_letters, shop_listings, shop_skus, shops
 from publisher.letters import LETTER_WAITING
 
 
@@ -17,7 +17,7 @@ class ShopStatus:
     """One storefront. Ages in seconds; None: never.
 
     ``publishing``: a process has the shop now. ``backlog``: skus whose latest number it has yet to acknowledge, the
-    oldest heard ``lag_s`` ago.
+    oldest heard ``lag_s`` ago. ``held``: zeros that wait for an operator.
     """
 
     channel: str
@@ -29,6 +29,7 @@ class ShopStatus:
     backlog: int
     lag_s: float
     letters: int
+    held: int
     listings: int
     heard_s: float | None
     catalogue_s: float | None
@@ -56,6 +57,10 @@ def statuses(engine: Engine, now: float) -> list[ShopStatus]:
                 .group_by(table.c.channel)
             )
         }
+        held = {
+            row.channel: row.held
+            for row in connection.execute(sa.select(shop_approvals.c.channel, shop_approvals.c.held))
+        }
         letters = _counts(connection, shop_letters, shop_letters.c.state == LETTER_WAITING)
         listings = _counts(connection, shop_listings, sa.true())
     found = []
@@ -73,6 +78,7 @@ def statuses(engine: Engine, now: float) -> list[ShopStatus]:
                 backlog=backlog,
                 lag_s=_age(oldest, now) or 0.0,
                 letters=letters.get(row.channel, 0),
+                held=held.get(row.channel, 0),
                 listings=listings.get(row.channel, 0),
                 heard_s=_age(row.heard_at, now),
                 catalogue_s=_age(row.catalogue_at, now),

@@ -250,6 +250,8 @@ def test_a_mass_of_zeros_waits_for_an_operator(scene: Scene, capsys: pytest.Capt
         return int(json.loads(said)[0]["by_cause"].get("HELD", 0))
 
     wait_for(lambda: held() >= 4)
+    code, said = publish(scene, capsys, "status", "--json")
+    assert json.loads(said)[0]["held"] >= 4, said
     assert sum(scene.shop()[sku] == 0 for sku in half) <= 2
     code, said = publish(scene, capsys, "approve", scene.channel, "--reason", "end of the season")
     assert code == 0, said

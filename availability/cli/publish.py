@@ -150,6 +150,8 @@ def status(
                 rows.add_row(channel, mode, "NEVER", "", "", "", "", "", "", "")
                 continue
             state = one.state if one.publishing else "NOBODY PUBLISHES"
+            if one.held:
+                state = f"{state}, {one.held:,} zeros wait for `publish approve`"
             rows.add_row(
                 channel,
                 mode,
