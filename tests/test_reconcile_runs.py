@@ -11,6 +11,7 @@ import pytest
 
 from availability.client import ClientError
 from availability.v1 import stock_pb2 as pb
+from ingest.reconcile.nightly import Ended
 from ingest.reconcile.points import Point
 from ingest.reconcile.store import CORRECTED, DONE, HELD, REFUSED, REPORTED
 from tests.conftest import Names, Server
@@ -146,7 +147,9 @@ def test_an_absurd_file_waits_and_is_approved(lab: Lab, books: Books, names: Nam
     assert run.state == HELD
     assert "20 of 30 positions would move" in run.reason
     assert lab.stock((names.node(),)) == before
+    assert lab.nightly().ended is Ended.WAITS_FOR_APPROVAL  # also where nothing new has come
     done, approved = lab.desk().approve(run, "anna", "counted twice")
+    assert lab.nightly().ended is Ended.FINE
     assert (done.state, approved) == (DONE, 20)
     assert {place: one[0] for place, one in lab.stock((names.node(),)).items()} == dict(books.stock)
     assert lab.store.approvals(run.run_id)[0][:3] == ("anna", "counted twice", 20)

@@ -161,7 +161,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _waiting_letters(
-    sources: Path | None, database: str
+    sources: Path | None, database: str, connected: Callable[[], Client]
 ) -> Callable[[str], dict[Place, list[tuple[int, str]]]]:
     """Return what tells which units wait as dead letters, by position."""
     if sources is None:
@@ -174,7 +174,7 @@ def _waiting_letters(
         from ingest.rows import RowRefused
 
         found: dict[Place, list[tuple[int, str]]] = {}
-        with desk(folder, database, connect(DEFAULT_TARGET, None, None)) as letters_desk:
+        with desk(folder, database, connected()) as letters_desk:
             if source not in letters_desk.sources:
                 return {}
             pipeline = letters_desk.pipeline(source)
@@ -209,7 +209,7 @@ def nightly(
     """Take every snapshot that has arrived, correct, look at shops, audit, and write the report. For a timer."""
     from ingest.reconcile.nightly import Ended, LockHeld
 
-    letters = _waiting_letters(sources, database)
+    letters = _waiting_letters(sources, database, lambda: connect(target, token_file, tls_ca))
     with (
         _progress() as tell,
         _opened(config, data_dir, snapshots, target, token_file, tls_ca, tell, letters) as parts,

@@ -67,14 +67,16 @@ class Night:
     sides: list[Side] = field(default_factory=list)
     findings: list[pb.AuditFinding] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    waiting: list[Run] = field(default_factory=list)
+    """All that wait for approval, those of earlier nights too."""
 
     @property
     def ended(self) -> Ended:
         """Return the exit code."""
-        states = {run.state for run in self.runs}
+        states = {run.state for run in (*self.runs, *self.known)}
         if REFUSED in states:
             return Ended.REFUSED
-        if HELD in states:
+        if self.waiting:
             return Ended.WAITS_FOR_APPROVAL
         return Ended.SNAPSHOT_MISSING if self.missing else Ended.FINE
 
@@ -159,6 +161,7 @@ class Nightly:
                 self._file(settings, one, night)
             self._streamed(settings, night)
             self._see_whether_one_came(settings, night)
+        night.waiting = self._store.waiting()
         self._shops(night)
         self._audit(night)
         self._report_exceptions(night)

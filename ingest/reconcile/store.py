@@ -144,6 +144,10 @@ class Store:
         """Return the runs that a kill may have left, the newest first."""
         return self.find_runs(reconcile_runs.c.state.in_(UNFINISHED))
 
+    def waiting(self) -> list[Run]:
+        """Return the runs that wait for approval, the newest first."""
+        return self.find_runs(reconcile_runs.c.state == HELD)
+
     def settled(self, source: str, limit: int = 14) -> list[Run]:
         """Return the latest runs of a source that were compared and acted on, the newest first."""
         table = reconcile_runs.c
