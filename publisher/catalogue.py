@@ -81,6 +81,7 @@ class Catalogue:
         self._by_sku: dict[str, tuple[str, ...]] = {}
         self._folded: dict[str, tuple[str, ...]] = {}
         self._sharing: dict[str, set[str]] = {}
+        self._absent: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -110,19 +111,24 @@ class Catalogue:
         return changed
 
     def seen(self, skus: Sequence[str], listings: Iterable[Listing]) -> tuple[list[Listing], list[str]]:
-        """Take the shop's word about these of its skus: what is not among the listings is gone.
+        """Take the shop's word about these of its skus: what is twice in a row not among the listings is gone.
 
-        Returns the listings that are new or changed their place, and the ids that are gone.
+        Once may be a shop that answers an empty list instead of an error. Returns the listings that are new or changed
+        their place, and the ids that are gone.
         """
         found = list(listings)
         changed = self.put(found)
         there = {one.listing_id for one in found}
+        self._absent -= there
         gone = [
             listing_id
             for sku in skus
             for listing_id in self._folded.get(sku.casefold(), ())
             if listing_id not in there
         ]
+        gone, again = [one for one in gone if one in self._absent], gone
+        self._absent.update(again)
+        self._absent.difference_update(gone)
         self.remove(gone)
         return changed, gone
 

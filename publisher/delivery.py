@@ -197,6 +197,9 @@ class Delivery:
             place = found[one.sku]
             if isinstance(place, Problem):
                 if place.trouble is Trouble.MISSING:
+                    if one.attempts == 0 and one.sku in lost:  # once may be a shop that answers an empty list
+                        await self._outcomes.not_found(one)
+                        continue
                     self._missing[one.sku] = shop.now()
                 nowhere.append((one, place))
             elif place.stock_id in self._busy:
@@ -255,6 +258,8 @@ class Delivery:
                 place = shop.catalogue.resolve(job.taken.sku)
             if isinstance(place, Problem):
                 nowhere.append((job.taken, place))
+            elif job.taken.sku in read and job.taken.sku not in listings:
+                await self._outcomes.not_found(job.taken)
             elif place.stock_id != job.target.stock_id and place.stock_id in self._busy:
                 self._outcomes.untouched(job.taken, shop.monotonic() + BUSY_S)
             else:
@@ -297,7 +302,7 @@ class Delivery:
             for job, _ in writes:
                 self._outcomes.untouched(job.taken, shop.monotonic() + IDLE_S)
             return
-        calls: dict[str, list[tuple[Taken, StockWrite]]] = {}
+        calls: dict[tuple[str, str], list[tuple[Taken, StockWrite]]] = {}
         for job, decision in writes:
             write = StockWrite(
                 sku=job.taken.sku,
@@ -306,7 +311,8 @@ class Delivery:
                 parent_id=job.target.parent_id,
                 manage=job.target.manage,
             )
-            calls.setdefault(shop.storefront.route(write), []).append((job.taken, write))
+            apart = write.sku if self._outcomes.goes_alone(write.sku) else ""
+            calls.setdefault((shop.storefront.route(write), apart), []).append((job.taken, write))
         for call in calls.values():
             await self._call(call, full=full)
 

@@ -198,13 +198,11 @@ class Feed:
                     not_before=now + wait_s,
                     read_first=True,
                 )
-            elif row.asked:
+            elif row.asked or not shop.coalescer.offer(
+                row.sku, row.wanted, row.wanted_version, row.wanted_since, blocked=row.blocked
+            ):  # asked for; or the shop acknowledged it, and something was to be repaired
                 shop.coalescer.force(
                     row.sku, row.wanted, row.wanted_version, wall, blocked=row.blocked, read_first=True
-                )
-            else:
-                shop.coalescer.offer(
-                    row.sku, row.wanted, row.wanted_version, row.wanted_since, blocked=row.blocked
                 )
         return orphans
 

@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
 _LOG = structlog.get_logger(__name__)
 
+ITS_OWN = frozenset(
+    {
+        FailureKind.BROKEN,
+        FailureKind.NOT_FOUND,
+        FailureKind.OVERLOADED,
+        FailureKind.REJECTED,
+        FailureKind.TIMEOUT,
+    }
+)
+"""Whole calls may fail so because of one item in them; the others are not held up for it."""
+SUSPECT_AT = 3
 _CATEGORY = {
     FailureKind.TIMEOUT: Category.DOWNSTREAM_TIMEOUT,
     FailureKind.BROKEN: Category.REJECTED,
@@ -50,6 +61,7 @@ class Outcomes:
         self._looks: list[tuple[float, str]] = []
         self._unsure: dict[str, tuple[float, str]] = {}
         self._successes = 0
+        self._suspects: dict[str, int] = {}
         self._failed_at: dict[str, int] = {}
         self.last_failure = ""
 
@@ -108,6 +120,7 @@ class Outcomes:
         for taken, quantity, listing in written:
             superseded = not shop.coalescer.written(taken, quantity)
             self._failed_at.pop(taken.sku, None)
+            self._suspects.pop(taken.sku, None)
             if listing is not None and not listing.torn:
                 self._torn.pop(taken.sku, None)
             late = now - taken.since > shop.settings.agreed_ms / 1000
@@ -162,10 +175,17 @@ class Outcomes:
             shop.metrics.written(shop.channel, "refused")
             await self.given_up(taken, result.category, result.reason, result.message, unknown=True)
 
+    def goes_alone(self, sku: str) -> bool:
+        """Say whether a sku was in so many calls that failed as a whole that it is tried without others."""
+        return self._suspects.get(sku, 0) >= SUSPECT_AT
+
     async def failed(self, taken: Sequence[Taken], failure: ShopFailure, *, sent: bool) -> None:
         """A whole call failed: what may have been done is read back, the rest goes out when the shop is well."""
         shop, now = self._shop, self._shop.monotonic()
         self.last_failure = f"{failure.reason}: {failure.message}"
+        if len(taken) > 1 and sent and failure.kind in ITS_OWN:
+            for one in taken:
+                self._suspects[one.sku] = self._suspects.get(one.sku, 0) + 1
         shop.metrics.written(shop.channel, "failed", len(taken))
         if sent and failure.maybe_applied:
             # The shop may still be at it: it is left alone as long as a dead publisher's work is.
@@ -187,6 +207,17 @@ class Outcomes:
             return
         if sent and failure.kind is FailureKind.TOO_LARGE and len(taken) == 1:
             await self.given_up(taken[0], Category.REJECTED, failure.reason, failure.message)
+            return
+        if (
+            len(taken) == 1 and failure.kind in ITS_OWN
+        ):  # alone: it may be its own, what it is called for example
+            await self._tried(
+                taken[0],
+                _CATEGORY.get(failure.kind, Category.REJECTED),
+                failure.reason,
+                failure.message,
+                unknown=False,
+            )
             return
         await self._again(taken, now, count=False, forced=False, back=sent)
 
@@ -220,6 +251,11 @@ class Outcomes:
         """Give back what waits for an operator."""
         self._shop.coalescer.hold(taken)
 
+    async def not_found(self, taken: Taken) -> None:
+        """The shop did not list it: ask once more before it counts as gone."""
+        pause_s = self._shop.pace.retry_in_s(1)
+        await self._again([taken], self._shop.monotonic() + pause_s, unknown=taken.read_first, back=False)
+
     async def no_place(self, nowhere: Sequence[tuple[Taken, Problem]]) -> None:
         """Make dead letters of numbers that have no place in the shop."""
         await self._letters_of(
@@ -247,6 +283,7 @@ class Outcomes:
         for one in taken:
             self._lettered.add(one.sku)
             self._failed_at.pop(one.sku, None)
+            self._suspects.pop(one.sku, None)
             if unknown:
                 shop.coalescer.learn(one.sku, None)
             shop.coalescer.drop(one)

@@ -35,6 +35,7 @@ class Marketplace:
     def __init__(self) -> None:
         self.stock: dict[str, int] = {}
         self.trouble: list[str] = []
+        self.poison = 500
         self.calls = 0
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
@@ -51,6 +52,8 @@ class Marketplace:
         if trouble == "nothing":
             return httpx2.Response(200, json={"results": []})
         items = json.loads(body)["items"]
+        if any(item["sku"] == "poison" for item in items):
+            return httpx2.Response(self.poison, text="oh")
         results: list[dict[str, object]] = []
         for item in items:
             if item["sku"] == "forbidden":
@@ -105,6 +108,35 @@ def test_published_like_any_other_shop(engine: Engine) -> None:
         await running.quiet()
         assert marketplace.stock == {"a": 4, "b": 2}
         assert [(one.sku, one.category) for one in running.letters()] == [("forbidden", "REJECTED")]
+        stop.set()
+        assert publisher.parts is not None
+        publisher.parts.delivery.wake.set()
+        await task
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("status", [500, 400, 403, 504])
+def test_one_item_that_fails_every_call_it_is_in(engine: Engine, status: int) -> None:
+    """Whoever travels with it is tried without it; alone it becomes a letter, and everybody else is published."""
+
+    async def scenario() -> None:
+        ledger, marketplace, stop = FakeLedger(), Marketplace(), asyncio.Event()
+        marketplace.poison = status
+        publisher = publisher_of(engine, ledger, settings(), storefront=storefront(marketplace))
+        task = asyncio.create_task(publisher.run(stop))
+        running = Running(publisher=publisher, engine=engine, ledger=ledger, stop=stop)
+        others = {f"s{number}": 3 for number in range(30)}
+        ledger.tell({**others, "poison": 1})
+        step = 0
+        while not running.letters():  # others go on meanwhile, or nobody could tell it from an outage
+            step += 1
+            assert step < 500
+            ledger.tell({f"s{step % 30}": step * 7 % 11})
+            await asyncio.sleep(0.02)
+        await running.quiet()
+        assert marketplace.stock == {sku: n for sku, n in ledger.sellable().items() if sku != "poison"}
+        assert [one.sku for one in running.letters()] == ["poison"]
         stop.set()
         assert publisher.parts is not None
         publisher.parts.delivery.wake.set()
