@@ -201,6 +201,7 @@ BUGS = (
     Bug("an older run counts as well", "availability/history/reconcile_figures.py", ".where(numbered.c.place == 1)", ".where(numbered.c.place >= 1)", OPERATION),
     Bug('a doubled row of a known position passes', 'ingest/reconcile/compare.py', 'if seen != positions or _repeated(differing):', 'if _repeated(differing):', RECONCILE),
     Bug('what is unsettled is corrected', 'ingest/reconcile/explaining.py', '    elif not row["settled"]:', '    elif False:', RECONCILE),
+    Bug('a row that cannot be read means nothing is there', 'ingest/reconcile/explaining.py', 'elif situation.rows_refused and (row["absent"] or', 'elif False and (row["absent"] or', RECONCILE),
     Bug('what has arrived is corrected as well', 'ingest/reconcile/desk.py', 'approved = self._store.approve(run.run_id, author, reason, self._now(), arrived)', 'approved = self._store.approve(run.run_id, author, reason, self._now(), [])', RECONCILE),
     Bug('a late delta is corrected', 'ingest/reconcile/causes.py', 'if move.version > context.point and move.effect and 0 < move.occurred_us <= context.point_us:', 'if False:', RECONCILE),
     Bug("a correction has the variance's own sign", 'ingest/reconcile/corrections.py', 'pb.DELTA_TYPE_ADJUSTMENT, -variance, cause', 'pb.DELTA_TYPE_ADJUSTMENT, variance, cause', RECONCILE),

@@ -226,6 +226,24 @@ def test_bad_files_change_nothing_and_say_why(lab: Lab, books: Books, names: Nam
         assert lab.stock((names.node(),)) == before, name
 
 
+def test_what_an_unreadable_row_spoke_of_is_not_taken_for_absent(
+    lab: Lab, books: Books, names: Names
+) -> None:
+    """A row that cannot be read names a position that is there: nothing that has no row is set to nothing then."""
+    guarded(lab, free_positions=100)
+    file = lab.folder / "stock.csv"
+    books.move("RECEIPT", names.sku(1), names.node(), 4, 2_000_000, "LOST")
+    point = books.write(file)
+    text = file.read_text()
+    broken = f"{names.sku(0)},{names.node()},100"
+    assert broken in text
+    file.write_text(text.replace(broken, broken.replace(",100", ",1oo")))
+    run = lab.run("stock", file, point)
+    found = {one.sku: (one.state, one.hold) for one in lab.store.variances(run.run_id)}
+    assert found == {names.sku(0): (REPORTED, "ROWS_REFUSED"), names.sku(1): (CORRECTED, "")}
+    assert {place: one[0] for place, one in lab.stock((names.node(),)).items()} == dict(books.stock)
+
+
 def test_last_weeks_file_is_refused(lab: Lab, books: Books, names: Names) -> None:
     """A point of before the last one, or one that is too old by its time: nothing happens."""
     file = lab.folder / "stock.csv"

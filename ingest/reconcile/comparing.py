@@ -38,6 +38,9 @@ from ingest.reconcile.store import (
 if TYPE_CHECKING:
     import polars as pl
 
+DAY_S = 86_400
+LOOK_BACK_DAYS = 35
+"""Days of the journal that are read for evidence: an order's or a transfer's documents may be that far apart."""
 KEPT_OF_REFUSED = 1_000
 """Variances that are kept of a run that may not correct anything: the largest; and of skus that nobody knows."""
 
@@ -120,7 +123,7 @@ class Comparer:
             variances = _few_unknown(variances, known, unknown)
         situation = self._situation(
             run, settings, variances, Context(factors=factors, by_sku=by_sku), known,
-            point_given=point.given and state != REFUSED, held=state == HELD,
+            point_given=point.given and state != REFUSED, held=state == HELD, rows_refused=staged.refused > 0,
         )  # fmt: skip
         kept = explain_positions(
             variances,
@@ -218,6 +221,7 @@ class Comparer:
         *,
         point_given: bool,
         held: bool,
+        rows_refused: bool,
     ) -> Situation:
         places: list[Place] = list(variances.select("sku", "node").unique().iter_rows())
         agreed, oldest = self._agreed(settings, places)
@@ -238,6 +242,8 @@ class Comparer:
             agreed=agreed,
             spoken_for=self._spoken_for(settings, places),
             known_skus=known,
+            rows_refused=rows_refused,
+            oldest=self._journal.before_day(int(self._now() // DAY_S) - LOOK_BACK_DAYS),
         )
 
     def _agreed(
@@ -323,6 +329,7 @@ class Comparer:
             settings=settings,
             point_given=point.given and state != REFUSED,
             held=state == HELD,
+            rows_refused=staged.refused > 0,
             context=Context(
                 point=run.point_version,
                 point_us=int((run.point_at or 0) * 1e6),

@@ -33,6 +33,7 @@ Place = tuple[str, str]
 HOLDS = {
     "UNSETTLED": "it changed around the snapshot's point: what the ledger had then is not known",
     "LARGE": "it moves by more than position_units_max: somebody looks first",
+    "ROWS_REFUSED": "rows of the file could not be read: what is not in it may be one of them",
     "NO_POINT": "the snapshot names no point: nothing is corrected",
     "OTHER_SPEAKS": "a snapshot of a lower rank speaks for it",
     "TWO_SPEAK": "two snapshots of one rank speak for it: name an arbiter by rank",
@@ -68,6 +69,8 @@ class Situation:
     agreed: Mapping[Place, tuple[int, str]] = field(default_factory=dict)
     spoken_for: Mapping[Place, str] = field(default_factory=dict)
     known_skus: frozenset[str] = frozenset()
+    rows_refused: bool = False
+    """Some rows could not be read: what has no row may still be there."""
     oldest: int = 0
     """Packed version from which on the journal is read."""
 
@@ -146,6 +149,8 @@ def _kept_position(
         hold = "NO_POINT"
     elif not row["settled"]:
         hold = "UNSETTLED"
+    elif situation.rows_refused and (row["absent"] or situation.settings.quarantine == "BESIDE"):
+        hold = "ROWS_REFUSED"
     elif (sku, node) in situation.spoken_for:
         hold = situation.spoken_for[sku, node]
     else:
@@ -228,6 +233,8 @@ def _kept_order(
     hold = "" if situation.point_given else "NO_POINT"
     if not hold and not one.settled:
         hold = "UNSETTLED"
+    if not hold and situation.rows_refused and one.said < one.ledger:
+        hold = "ROWS_REFUSED"
     hold = hold or next((part.hold for part in parts if part.hold), "")
     state = REPORTED if hold else HELD if situation.held else PENDING
     if state == PENDING and abs(one.variance) > situation.settings.guard.position_units_max:

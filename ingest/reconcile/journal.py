@@ -120,6 +120,12 @@ class Journal:
             for one in given_up(self._engine, source, after)
         ]
 
+    def before_day(self, day: int) -> int:
+        """Return the packed version before a day (since 1970), or 0 where the journal does not reach back to it."""
+        query = sa.select(sa.func.max(journal_days.c.last_version)).where(journal_days.c.day < day)
+        with reading(self._engine) as connection:
+            return int(connection.execute(query).scalar() or 0)
+
     def _first_day(self, connection: Connection, after: int) -> int:
         query = sa.select(sa.func.min(journal_days.c.day)).where(journal_days.c.last_version > after)
         return int(connection.execute(query).scalar() or 0)

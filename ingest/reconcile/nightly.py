@@ -16,8 +16,6 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from availability.client import ClientError
 from availability.v1 import exception_pb2 as exc
 from availability.v1 import stock_pb2 as pb
@@ -31,8 +29,6 @@ from ingest.reconcile.store import CORRECTING, DONE, HELD, OPEN, REFUSED, Run, S
 
 if TYPE_CHECKING:
     from availability.client import Client
-
-_LOG = structlog.get_logger(__name__)
 
 LOCK = "reconcile"
 LEASE_S = 300.0
@@ -218,7 +214,6 @@ class Nightly:
         text += " (run before)" if known else ""
         text += f": {counted}" if counted else ": nothing differs" if run.state == DONE else ""
         self._told(f"{text}. {run.reason}" if run.reason else text)
-        _LOG.info("reconciled", run=run.run_id, snapshot=run.snapshot, state=run.state, known=known, **states)
         return run
 
     # --- Besides ------------------------------------------------------------------------------------------
