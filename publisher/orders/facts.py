@@ -384,9 +384,8 @@ def _quantity(status: str, cell: _Wanted | None, was: int | None, rules: Rules) 
     # Failed, trashed, vanished, a plugin's own status: nothing is given back and nothing taken. What happened since the
     # last reading only the shop knows.
     if cell is not None and (rules.shop_reduces or not was):
-        return min(
-            cell.reduced or 0, cell.quantity - cell.lowered
-        )  # what was refunded is not ordered, restocked or not
+        # What was refunded is not ordered, whether it went back to stock or not.
+        return min(cell.reduced or 0, cell.quantity - cell.lowered)
     if cell is not None:  # Owner: the shop's own count says nothing, its lines do
         return min(was or 0, cell.quantity - cell.lowered)
     return was or 0
