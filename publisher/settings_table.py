@@ -1,4 +1,4 @@
-"""README's table of what the file of shops may say, made from the models: ``python -m publisher.settings_table``."""
+"""The table of publisher/README.md: what the file of shops may say. Run it: ``python -m publisher.settings_table``."""
 
 from __future__ import annotations
 

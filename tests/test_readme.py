@@ -19,6 +19,7 @@ from publisher.settings import ShopSettings, read_shops
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+STOREFRONTS = (ROOT / "publisher" / "README.md").read_text(encoding="utf-8")
 FEEDS = (ROOT / "ingest" / "README.md").read_text(encoding="utf-8")
 SNAPSHOTS = (ROOT / "ingest" / "reconcile" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -38,14 +39,14 @@ def test_the_table_of_source_settings_is_current() -> None:
 
 
 def test_the_table_of_shop_settings_is_current() -> None:
-    """README's table is what `python -m publisher.settings_table` prints, and each setting says what it is."""
-    assert f"\n{shop_settings.settings_table()}\n\n<!-- end of shop settings -->" in README
+    """Its README's table is what `python -m publisher.settings_table` prints, and each setting says what it is."""
+    assert f"\n{shop_settings.settings_table()}\n\n<!-- end of shop settings -->" in STOREFRONTS
     assert [name for name, field in shop_settings.settings_of(ShopSettings) if not field.description] == []
 
 
 def test_the_file_of_shops_is_one(tmp_path: Path) -> None:
-    """The file under "Storefronts" is taken as printed."""
-    found = re.search(r"^```toml\n(\[shops.*?)^```", README, re.MULTILINE | re.DOTALL)
+    """The file of shops is taken as printed."""
+    found = re.search(r"^```toml\n(\[shops.*?)^```", STOREFRONTS, re.MULTILINE | re.DOTALL)
     assert found is not None
     (tmp_path / "shops.toml").write_text(found[1], encoding="utf-8")
     assert list(read_shops(tmp_path / "shops.toml")) == ["web"]
