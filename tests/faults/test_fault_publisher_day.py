@@ -39,6 +39,8 @@ SKUS_FULL, SECONDS_FULL, EVENTS_PER_S_FULL, KILLS_FULL = 120, 240.0, 25.0, 12
 """The full day is two busy hours of some 1,500 events each, in four minutes; the short one is a part of it."""
 MIRROR_SHARE_MAX = 0.02
 """Of the units that a Mirror shop sells, so many at most may go in the window between reading and writing."""
+STALE_MAX = 3
+"""Writes above the truth that a short day may have: the window's. A Mirror that folds no orders has more."""
 QUIET_S = 90.0
 AGE_MAX_S = 45.0
 """No shopper is sold what went so long ago: kills, pauses of an open breaker and time-outs together take less."""
@@ -196,6 +198,10 @@ def test_a_shop_s_day_ends_with_the_ledger_s_numbers(
             assert not side.front.shop.overlaps, side.front.shop.overlaps[:5]
         missing = sum(one.units for one in mirror.books.oversold)
         assert missing <= max(2, MIRROR_SHARE_MAX * mirror.books.units_sold), mirror.books.told()
+        stale = mirror.books.writes_above
+        assert stale <= max(STALE_MAX, MIRROR_SHARE_MAX * mirror.books.units_sold), (
+            f"{stale} writes over sales"
+        )
         acts = ("sale", "delta", "order cancelled", "shipment", "webhooks delivered")
         assert all(day.happened[act] for act in (acts if full else acts[:2])), day.happened
 
