@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from availability.audit import audit
 from availability.client import ClientError
 from availability.v1 import exception_pb2 as exc
 from availability.v1 import stock_pb2 as pb
@@ -250,22 +251,16 @@ class Nightly:
 
     def _audit(self, night: Night) -> None:
         """Look through the ledger for what does not add up; a token without that right leaves it out, and says so."""
-        request = pb.AuditLedgerRequest()
         try:
-            while len(night.findings) < FINDINGS_MAX:
-                answer = self._client.call(self._client.stock.AuditLedger, request)
-                night.findings.extend(answer.findings)
-                if not answer.next_page_token:
-                    break
-                request.page_token = answer.next_page_token
+            found = audit(self._client)
         except ClientError as error:
             if error.code != "PERMISSION_DENIED":
                 raise
             self._told("audit: left out, the token has no scope for it")
             return
-        self._told(
-            f"audit: {len(night.findings):,} findings" if night.findings else "audit: everything adds up"
-        )
+        night.findings.extend([*found.broken, *found.forgotten][:FINDINGS_MAX])
+        count = len(found.broken) + len(found.forgotten)
+        self._told(f"audit: {count:,} findings" if count else "audit: everything adds up")
 
     def _report_exceptions(self, night: Night) -> None:
         """Tell the service desk of runs that need somebody, and that others are over."""
