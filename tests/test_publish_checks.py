@@ -22,7 +22,7 @@ from publisher.testing.checkout import buy
 from publisher.testing.orders import set_status
 from publisher.testing.server import Storefront as Double
 from publisher.testing.server import serve
-from tests.conftest import Names, Server, fresh_names
+from tests.conftest import Names, Server, fresh_names, serving
 from tests.publishing import double_shop
 
 SHOPS = """
@@ -136,6 +136,13 @@ class Scene:
             self.process.kill()
             self.process.wait()
         self.client.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server of these tests' own: a shop is compared with every sku that its ledger knows."""
+    with serving() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
