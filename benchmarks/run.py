@@ -1,6 +1,6 @@
 """Measure everything and write it down: `benchmarks/RESULTS.md`, its plots, and the raw numbers as JSON.
 
-``python -m benchmarks.run [--quick] [NAME …]``: some 15 minutes, ``--quick`` two or three. With names only those are
+``python -m benchmarks.run [--quick] [NAME …]``: some half an hour, ``--quick`` seven minutes. With names only those are
 measured and shown, and nothing is written unless ``--out`` says where. Exit code 1: a target was not met, or a
 benchmark failed. Figures of a machine that others use too are noisy: ratios are of blocks that ran in turns.
 """
