@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -19,16 +20,16 @@ SNAPSHOT_S = 3600.0
 CHUNK_ROWS = 2_000
 
 
-class SnapshotCalls:
+class SnapshotCalls(ABC):
     """The calls; what they need of the client is named first."""
 
     stock: stk_grpc.StockServiceStub
     call: Any  # Any: `Client.call`, generic in the messages of each stub's method
     _metadata: tuple[tuple[str, str], ...]
 
+    @abstractmethod
     def read_error(self, error: grpc.RpcError) -> tuple[ClientError, float | None]:
         """See `Client.read_error`."""
-        raise NotImplementedError
 
     def begin_snapshot(
         self,
