@@ -36,7 +36,7 @@ class Alike(str):
 
 
 class Full(str):
-    """Names that all want the same slot, with hashes of their own."""
+    """Names that all want the same bucket, with hashes of their own."""
 
     __slots__ = ()
 
@@ -44,8 +44,26 @@ class Full(str):
         return int(self) << 40
 
 
-def test_names_that_crowd_one_slot_are_told_apart() -> None:
-    """The next free slot, however far it is."""
+class Nought(str):
+    """A name whose hash is 0."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_no_hash_is_taken_for_a_free_place() -> None:
+    """Nor a free place for a name: 0 is a hash like any other."""
+    table = NameTable()
+    assert table.cover(["a"])
+    assert table.many([Nought("b"), "a"]).tolist() == [-1, 0]
+    assert table.cover(["a", Nought("b")])
+    assert table.many([Nought("b"), "a"]).tolist() == [1, 0]
+
+
+def test_names_that_crowd_one_bucket_are_told_apart() -> None:
+    """Those that find it full stand in the dictionary."""
     for step in (1, 200):
         table = NameTable()
         names: list[str] = []

@@ -70,6 +70,15 @@ def check(service: Service, channel: str, *lines: tuple[str, int]) -> list[tuple
     return results
 
 
+@pytest.mark.parametrize("copies", [1, 42, 43, 333])
+def test_a_batch_answers_in_the_order_asked(shop: Service, names: Names, copies: int) -> None:
+    """However long it is: one number and one state a sku, repeats and unknown skus among them."""
+    web, x, y, none = names.channel("web"), names.sku("x"), names.sku("y"), names.sku("none")
+    shop.set_sale_state(sku=y, blocked=True)
+    answers = [(10, "IN_STOCK"), (0, "UNKNOWN_SKU"), (0, "BLOCKED")]
+    assert shop.sellables(web, [x, none, y] * copies, at=shop.version) == answers * copies
+
+
 def test_a_kit_is_read_like_any_sku(shop: Service, names: Names) -> None:
     """Its number follows its parts, Explain lists them, it has no nodes, and the listing has its recipe."""
     web, kit, x, y = names.channel("web"), names.sku("kit"), names.sku("x"), names.sku("y")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from availability.domain.errors import Reason, ServiceError, invalid
+from availability.domain.formula import Ints
 from availability.domain.version import Version
 from availability.replica.replica import Replica
 from availability.service.context import CallContext
@@ -13,6 +16,8 @@ from availability.service.freshness import Freshness
 from availability.service.requests import check_id, grouped_lines
 from availability.v1 import availability_pb2 as pb
 from availability.v1.common_pb2 import AsOf
+
+_STATES_TAG = pb.BatchGetAvailabilityResponse.DESCRIPTOR.fields_by_name["states"].number << 3 | 2
 
 WATCH_POLL_S = 0.5
 """How long a quiet watcher sleeps before it looks whether its caller is still there."""
@@ -78,7 +83,7 @@ class AvailabilityHandlers:
         sellables, states, version = self._replica.batch(request.channel, skus)
         response = pb.BatchGetAvailabilityResponse()  # filled in place, as above
         response.sellable_quantities.extend(sellables.tolist())
-        response.states.extend(states.tolist())
+        response.MergeFromString(_packed_states(states))  # half the time of adding a thousand numbers
         as_of = response.as_of
         as_of.version, as_of.age_ms, as_of.degraded = str(version), age_ms, degraded
         return response
@@ -166,3 +171,13 @@ class AvailabilityHandlers:
                 )
         finally:
             watcher.close()
+
+
+def _packed_states(states: Ints) -> bytes:
+    """Return the response's field of states as it stands on the wire: every state is below 128, one byte."""
+    length, prefix = states.size, bytearray((_STATES_TAG,))
+    while length > 127:
+        prefix.append(length & 127 | 128)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix) + states.astype(np.uint8).tobytes()
