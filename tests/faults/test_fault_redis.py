@@ -72,6 +72,25 @@ def test_a_call_with_a_wrong_epoch_does_nothing(lab: Lab, epoch: str) -> None:
     assert differences(before, dump(lab.redis)) == []
 
 
+def test_a_primary_is_known_by_its_data_too(lab: Lab) -> None:
+    """Calls of one millisecond do not ask Redis anew who it is: a handshake made elsewhere meanwhile still fences."""
+    lab.receive("a", "n1", 50)
+    lab.ledger.close()
+    function, theirs = lab.library.function("reserve"), "0" * 40
+    mine = lab.redis.hget(META, "replid")
+    for number in range(20):
+        ours, late = (msgspec.msgpack.encode(reserve(f"{name}{number}", [("a", 1)])) for name in ("q", "late"))
+        pipeline = lab.redis.pipeline(transaction=True)
+        pipeline.execute_command("FCALL", function, 1, META, "1", ours)
+        pipeline.hset(META, "replid", theirs)
+        pipeline.execute_command("FCALL", function, 1, META, "1", late)
+        pipeline.hset(META, "replid", mine)
+        first, _, second, _ = pipeline.execute()
+        assert msgspec.msgpack.decode(first)[0] == "RESERVED"
+        assert msgspec.msgpack.decode(second) == ["FENCED"]
+    audit(lab.redis)
+
+
 def test_clients_and_replicas_go_on_after_the_replication_id_changed(lab: Lab) -> None:
     """After a failover the first call opens the next epoch, once; every client and replica goes on, ids count once."""
     other = Ledger(lab.settings, library=lab.library)

@@ -247,7 +247,7 @@ end
 function Policies.preview(keys, args)
   local head = call('HGET', keys[1], 'head')
   if not head then return pack({'NOT_READY', '', '', {'', {}, {}, {}, {}, {}}, {}}) end
-  local cmd, ctx, txn = unpack_msg(args[1]), context(keys[1], head), Txn.new()
+  local cmd, ctx, txn = unpack_msg(args[1]), context(keys[1], head, redis_time_ms()), Txn.new()
   local body = {cmd[4], {}, {}, {}, {}, {}, {}, {}, {}}
   local refused, name = decide(ctx, txn, cmd, body)
   return pack({refused or 'OK', Log.version(ctx), name or '', body, Positions.flush(ctx, txn)})

@@ -10,8 +10,7 @@ function Upkeep.create(keys, args)
   local cmd = unpack_msg(args[2])
   local m = call('HMGET', keys[1], 'ledger_id', 'schema')
   if m[1] then return pack({'EXISTS', m[1], tonumber(m[2])}) end
-  local t = call('TIME')
-  local now = tonumber(t[1]) * 1000 + floor(tonumber(t[2]) / 1000)
+  local now = redis_time_ms()
   local head = head_of({epoch = 1, seq = 0, clock = now, now = now, due = 0, full = false, chain = NO_CHAIN, policy = NO_CHAIN})
   local txn = Txn.new()
   txn:add({'HSET', keys[1], 'ledger_id', cmd[1], 'schema', tostring(cmd[2]), 'replid', replication_id(), 'head', head})
@@ -26,7 +25,7 @@ function Upkeep.handshake(keys, args)
   local m = call('HMGET', keys[1], 'ledger_id', 'head', 'replid')
   if not m[2] then return pack({'NOT_READY', 0, 0, 0, ''}) end
   if m[1] ~= cmd[1] then return pack({'OTHER_LEDGER', 0, 0, 0, m[1]}) end
-  local replid, ctx = replication_id(), context(keys[1], m[2])
+  local replid, ctx = replication_id(), context(keys[1], m[2], redis_time_ms())
   if m[3] == replid then return pack({'OK', ctx.epoch, 0, 0, ''}) end
   local old_epoch, last_seq, last_chain = ctx.epoch, ctx.seq, chain_text(ctx.chain)
   ctx.epoch, ctx.seq = old_epoch + 1, 0

@@ -67,7 +67,7 @@ end
 local function clocks(keys)
   local head = call('HGET', keys[1], 'head')
   if not head then error({err = 'ERR availability: no ledger here'}) end
-  return context(keys[1], head)
+  return context(keys[1], head, redis_time_ms())
 end
 
 local function seen(ctx, id, hold)

@@ -119,7 +119,7 @@ function Reads.open_orders(keys, args)
     end
   end
   if #rows < 2 * q[3] then last = false end
-  return pack({point_of(keys[1]), clock and context(keys[1], clock).clock or 0, last, out})
+  return pack({point_of(keys[1]), clock and context(keys[1], clock, redis_time_ms()).clock or 0, last, out})
 end
 
 end
