@@ -79,7 +79,9 @@ def test_a_primary_is_known_by_its_data_too(lab: Lab) -> None:
     function, theirs = lab.library.function("reserve"), "0" * 40
     mine = lab.redis.hget(META, "replid")
     for number in range(20):
-        ours, late = (msgspec.msgpack.encode(reserve(f"{name}{number}", [("a", 1)])) for name in ("q", "late"))
+        ours, late = (
+            msgspec.msgpack.encode(reserve(f"{name}{number}", [("a", 1)])) for name in ("q", "late")
+        )
         pipeline = lab.redis.pipeline(transaction=True)
         pipeline.execute_command("FCALL", function, 1, META, "1", ours)
         pipeline.hset(META, "replid", theirs)
