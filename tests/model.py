@@ -1386,14 +1386,15 @@ class Model:
                 return "STALE"
             # Kept even where every line known so far was ordered again later: another may come with an older word.
             order.cancelled_skus[delta.sku] = word.key
+            whole = self.whole(name)
             lines = {
                 line
-                for facts in (order.words, order.allocated, order.shipped)
+                for facts in (whole.words, whole.allocated, whole.shipped)
                 for line, sku in facts
                 if sku == delta.sku
             }
-            lines |= {""} if order.sourced.get(delta.sku) else set()
-            words = [order.words.get((line, delta.sku)) for line in lines]
+            lines |= {""} if whole.sourced.get(delta.sku) else set()
+            words = [whole.words.get((line, delta.sku)) for line in lines]
             if words and all(latest is not None and word.key < latest.key for latest in words):
                 return "STALE"
             self._release_carried(name, delta.sku)

@@ -207,14 +207,15 @@ function Orders.told(ctx, o, sku)
   return facts, cancel, group[1]
 end
 
--- A source cancels all lines of a sku. Returns true where it has said something later already of each; it is kept even
--- then, for another line may come with an older word.
-function Orders.cancel_sku(o, sku, key)
+-- A source cancels all lines of a sku. Returns true where something later was said already of each, under whatever name
+-- of the order; it is kept even then, for another line may come with an older word.
+function Orders.cancel_sku(ctx, o, sku, key)
   local facts = Orders.facts(o, sku)
   if facts[SKU_CANCEL] and not Orders.key_less(facts[SKU_CANCEL], key) then return true end
   facts[SKU_CANCEL] = key
-  local later = #facts[LINES] > 0
-  for _, l in ipairs(facts[LINES]) do
+  local lines = Orders.told(ctx, o, sku)[LINES]
+  local later = #lines > 0
+  for _, l in ipairs(lines) do
     later = later and l[WORD_KEY] and not Orders.key_less(l[WORD_KEY], key) or false
   end
   return later

@@ -335,7 +335,7 @@ local order_types = {
       if d[LINE] ~= '' then
         stale = say_quantity(ctx, txn, order, d, key, 0)
       else
-        stale = Orders.cancel_sku(order, d[SKU], key)
+        stale = Orders.cancel_sku(ctx, order, d[SKU], key)
         settle(ctx, order, d[SKU])
       end
       if stale then return STALE end
@@ -509,7 +509,7 @@ function Deltas.apply(keys, args)
   Counts.flush(ctx, txn)
   Supply.flush(ctx, txn)
   local positions = Positions.flush(ctx, txn)
-  if #causes == 0 and #declared == 0 then
+  if #causes == 0 and #declared == 0 and #positions == 0 then -- whatever moves is in the log
     Log.quiet(ctx, txn)
   else
     emit(ctx, txn, source, causes, declared, positions)
