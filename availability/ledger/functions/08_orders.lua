@@ -637,6 +637,16 @@ function Orders.confirmed_by(ctx, name, sku)
   return raw and unpack_msg(raw)[CONFIRMED] or nil
 end
 
+-- How many members of a sorted set stand up to (score, name); members of one score stand in byte order.
+function Orders.rank_after(key, score, name)
+  if name == '' then return 0 end
+  local rank = call('ZCOUNT', key, '-inf', '(' .. int(score))
+  for _, one in ipairs(call('ZRANGE', key, int(score), int(score), 'BYSCORE')) do
+    if not before(name, one) then rank = rank + 1 end
+  end
+  return rank
+end
+
 function Orders.remember_reservation(ctx, o, id)
   local list = o.meta[RESERVATIONS]
   for _, known in ipairs(list) do

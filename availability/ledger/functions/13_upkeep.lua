@@ -77,12 +77,19 @@ local function is_open(ctx, name)
 end
 
 -- Orders without a fact for so long, and with nothing committed or held, leave a mark that they are closed. Linked names
--- have their last fact at one time, and close together.
+-- have their last fact at one time, and close together. An open one stays where it is: only a fact can end it, and that
+-- moves it to the end, so each order is looked at once a fact. meta's field is the last one looked at, {score, name}.
 local function close_orders(ctx, txn, retention_ms, closed_s)
   local key = ctx.base .. 'ord_last'
-  local old = call('ZRANGE', key, '-inf', int(ctx.clock - retention_ms), 'BYSCORE', 'LIMIT', '0', FORGET_PER_CALL)
-  local done = {}
-  for _, name in ipairs(old) do
+  local raw = call('HGET', ctx.meta, 'closed_to')
+  local place = raw and unpack_msg(raw) or {0, ''}
+  local rank = Orders.rank_after(key, place[1], place[2])
+  local rows = call('ZRANGE', key, int(rank), int(rank + FORGET_PER_CALL - 1), 'WITHSCORES')
+  local done, count = {}, 0
+  for i = 1, #rows, 2 do
+    local name, score = rows[i], tonumber(rows[i + 1])
+    if score > ctx.clock - retention_ms then break end
+    count, place = count + 1, {score, name}
     if not done[name] then
       local names, open = names_of(ctx, name), false
       for _, one in ipairs(names) do open = open or is_open(ctx, one) end
@@ -93,12 +100,14 @@ local function close_orders(ctx, txn, retention_ms, closed_s)
           txn:add({'DEL', order})
           txn:add({'HSET', order, 'z', '1'})
           txn:add({'EXPIRE', order, int(closed_s)})
+          local last = call('ZSCORE', key, one)
+          if last then txn:put('ZREM', key, one, false, tonumber(last)) end
         end
-        txn:add({'ZREM', key, one})
       end
     end
   end
-  return #old
+  if count > 0 then txn:hash(ctx.meta, 'closed_to', pack(place), raw) end
+  return count
 end
 
 -- Delete past generations of request and event ids, some buckets a sweep. meta's field is "<generation>:<bucket>", the
