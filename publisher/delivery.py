@@ -9,32 +9,27 @@ What becomes of answers is in `outcomes`.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from availability.history.database import DatabaseUnreachable
-from availability.telemetry import PublishMetrics
-from publisher.catalogue import Catalogue, Problem, Target, Trouble
-from publisher.coalescer import Coalescer, Lane, Taken
-from publisher.listing_rows import ListingRows
+from publisher.catalogue import Problem, Target, Trouble
+from publisher.coalescer import Lane, Taken
 from publisher.numbers import Decision, OwnerRule, Rule, Seen
 from publisher.outcomes import Outcomes
-from publisher.pace import Breaker, Pace
-from publisher.records import Records
-from publisher.settings import SettingsRefused, ShopSettings
-from publisher.state import OPEN, RUNNING, STOPPED, Sending, State
+from publisher.pace import Breaker
+from publisher.settings import SettingsRefused
+from publisher.shop import Shop
+from publisher.state import OPEN, RUNNING, STOPPED, Sending
 from publisher.storefront import (
     FailureKind,
     Listing,
     ShopFailure,
     StockWrite,
-    Storefront,
 )
-from publisher.traces import Traces
 
 _LOG = structlog.get_logger(__name__)
 
@@ -64,25 +59,6 @@ class NoGuard:
     def holds(self, sku: str, quantity: int, shown: int | None, *, stop_sale: bool = False) -> bool:
         """See ``Guard``."""
         return False
-
-
-@dataclass(slots=True, kw_only=True)
-class Shop:
-    """Everything of one shop that delivery works with."""
-
-    channel: str
-    settings: ShopSettings
-    storefront: Storefront
-    coalescer: Coalescer
-    catalogue: Catalogue
-    pace: Pace
-    state: State
-    rows: ListingRows
-    records: Records
-    metrics: PublishMetrics
-    traces: Traces = field(default_factory=Traces)
-    now: Callable[[], float] = time.time
-    monotonic: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ import structlog
 from availability.client import Client, ClientError
 from availability.v1 import availability_pb2 as av
 from availability.v1 import policy_pb2 as pol
-from publisher.delivery import Shop
 from publisher.numbers import Limits, wanted
+from publisher.shop import Shop
 from publisher.state import Change, Kept
 
 _LOG = structlog.get_logger(__name__)

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 import structlog
 
 from publisher.catalogue import Problem
-from publisher.delivery import Shop
 from publisher.letters import Letters
+from publisher.shop import Shop
 from publisher.storefront import Category, FailureKind, ShopFailure
 
 _LOG = structlog.get_logger(__name__)

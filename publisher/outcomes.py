@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -16,6 +15,7 @@ from publisher.catalogue import Problem
 from publisher.coalescer import Taken
 from publisher.letters import Letter, Letters
 from publisher.numbers import Decision
+from publisher.shop import Shop
 from publisher.state import Settled
 from publisher.storefront import (
     Category,
@@ -26,9 +26,6 @@ from publisher.storefront import (
     StockStatus,
     WriteResult,
 )
-
-if TYPE_CHECKING:
-    from publisher.delivery import Shop
 
 _LOG = structlog.get_logger(__name__)
 

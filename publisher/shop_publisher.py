@@ -20,7 +20,7 @@ from availability.history.database import DatabaseUnreachable
 from availability.telemetry import ChannelFigures, PublishMetrics
 from publisher.catalogue import Catalogue
 from publisher.coalescer import Coalescer
-from publisher.delivery import Delivery, Guard, Shop
+from publisher.delivery import Delivery, Guard
 from publisher.feed import Feed, Ledger
 from publisher.keeper import Keeper
 from publisher.letters import Letters
@@ -30,6 +30,7 @@ from publisher.outcomes import Outcomes
 from publisher.pace import Breaker, Pace
 from publisher.records import Records
 from publisher.settings import Mode, ShopSettings
+from publisher.shop import Shop
 from publisher.state import OPEN, RUNNING, STOPPED, OwnerLost, State
 from publisher.storefront import FailureKind, ShopFailure, Storefront
 from publisher.traces import Traces
