@@ -288,11 +288,11 @@ class IngestDesk:
         while True:
             try:
                 for name, folder in folders.items():
-                    for path, outcome in self._carried(name, folder, once=once):
+                    for _, outcome in self._carried(name, folder, once=once):
                         known = " (delivered before)" if outcome.known else ""
                         reason = f": {outcome.reason}" if outcome.reason else ""
                         left = f", {folder.waiting} wait" if folder.waiting else ""
-                        told(f"{name}: {path.name}: {outcome.state}{known}{reason}{left}")
+                        told(f"{name}: {outcome.progress.name}: {outcome.state}{known}{reason}{left}")
                         upkeep.carried(name)
                         self.metrics.artifact(name, "known" if outcome.known else outcome.state.lower())
                         counters[name].count(outcome.progress)
@@ -340,7 +340,8 @@ class IngestDesk:
         except OSError as error:
             if once:
                 raise
-            told = f"{type(error).__name__}: {error.strerror}: {error.filename}"
+            where = str(error.filename or "").encode("utf-8", "backslashreplace").decode()
+            told = f"{type(error).__name__}: {error.strerror}: {where}"
             _LOG.error("a drop folder cannot be used", source=source, error=told)
             self.health.fails(source, FOLDER, "FOLDER_UNUSABLE", told)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -176,8 +177,9 @@ class Pipeline:
         Once ``stopped`` says so it ends after the batch in hand, with a ClientError: CANCELLED.
         """
         checksum, size = checksum_of(path)
-        run = self._begin(path.name, checksum, size)
-        progress = Progress(path.name, bytes_total=size)
+        name = shown_name(path)
+        run = self._begin(name, checksum, size)
+        progress = Progress(name, bytes_total=size)
         if run.state != OPEN:
             return Outcome(
                 run_id=run.run_id, state=run.state, known=True, reason=run.reason, progress=progress
@@ -566,6 +568,11 @@ def _keep_unapplied(connection: Connection, run_id: str, found: list[tuple[int, 
             .values(run_id=run_id, first_position=first, last_position=last, result=result)
             .on_conflict_do_nothing()
         )
+
+
+def shown_name(path: Path) -> str:
+    """Return a file's name as text that can be kept and printed: what is no UTF-8 in it stands as \\xNN."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
 def checksum_of(path: Path) -> tuple[str, int]:

@@ -8,13 +8,14 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any  # Any: whoever watches
 
 import pytest
 
 from availability.client import Acked, Client
 from ingest.database import open_database
 from ingest.letters import Letters
-from ingest.pipeline import DONE, REFUSED, Pipeline, Sender
+from ingest.pipeline import DONE, REFUSED, Outcome, Pipeline, Sender
 from ingest.settings import SettingsRefused, SourceSettings, read_source
 from ingest.sources.drop_folder import DropFolderSource
 from tests.conftest import Names, Server
@@ -275,3 +276,55 @@ def test_all_errors_of_a_mapping_are_told_at_once(tmp_path: Path) -> None:
     assert "source:" in said
     assert "mapping.times.zone" in said
     assert "mapping.units.factors" in said
+
+
+def test_a_file_that_cannot_be_read_stops_no_other(
+    desk: Desk, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays and is told of; what is behind it goes in. One that somebody took away meanwhile is nobody's failure."""
+    assert desk.settings.drop is not None
+    pipeline = desk.pipeline()
+    carry = pipeline.carry
+
+    def picky(path: Path, **watch: Any) -> Outcome:
+        if path.name == "3 broken.csv":
+            raise PermissionError(13, "Permission denied", str(path))
+        return carry(path, **watch)
+
+    monkeypatch.setattr(pipeline, "carry", picky)
+    paths = [
+        desk.write(name, f"101;{names.sku('rope')};P1;{number};EA;01.02.2026 10:00")
+        for number, name in enumerate(
+            ("1 good.csv", "2 taken away.csv", "3 broken.csv", "4 good.csv"), start=1
+        )
+    ]
+    for number, path in enumerate(paths):
+        os.utime(path, (number, number))
+    source = DropFolderSource(desk.settings.drop, pipeline)
+    found = []
+
+    def carry_all() -> None:
+        for path, _ in source.carry_ready():
+            found.append(path.name)
+            paths[1].unlink(missing_ok=True)
+
+    with pytest.raises(PermissionError):
+        carry_all()
+    assert found == ["1 good.csv", "4 good.csv"]
+    assert paths[2].exists()
+    paths[2].unlink()
+    assert list(source.carry_ready()) == []
+
+
+def test_a_name_that_is_no_text_is_carried_like_any_other(desk: Desk, names: Names) -> None:
+    """A partner's name in another encoding: its rows go in, its letters name it, and it is put away."""
+    tea = names.sku("tea")
+    line = f"101;{tea};P1;5;EA;01.11.2026 08:00"
+    desk.write(os.fsdecode(b"bestand-m\xfcnchen.csv"), line, line.replace(";5;", ";x;"))
+    assert desk.settings.drop is not None
+    source = DropFolderSource(desk.settings.drop, desk.pipeline())
+    ((_, outcome),) = source.carry_ready()
+    assert (outcome.state, outcome.progress.name) == (DONE, "bestand-m\\xfcnchen.csv")
+    assert desk.on_hand(tea) == 5
+    assert [letter.artifact for letter in desk.letters.find()] == ["bestand-m\\xfcnchen.csv"]
+    assert list(source.carry_ready()) == []

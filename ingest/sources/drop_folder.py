@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from availability.client import SequenceGapError
-from ingest.pipeline import REFUSED, Outcome, Pipeline, Progress
+from ingest.pipeline import REFUSED, Outcome, Pipeline, Progress, shown_name
 from ingest.settings import DropFolder
 
 _LOG = structlog.get_logger(__name__)
@@ -65,27 +65,38 @@ class DropFolderSource:
         return [path for _, _, path in sorted(found)]
 
     def carry_ready(self) -> Iterator[tuple[Path, Outcome]]:
-        """Carry each complete file and put it away. Raises ClientError, OSError: the file stays for the next time."""
-        paths = self.ready()
+        """Carry each complete file and put it away. Raises ClientError, OSError: the file stays for the next time.
+
+        One that cannot be read keeps no other waiting: it is told of when the others are carried.
+        """
+        paths, unreadable = self.ready(), None
         for number, path in enumerate(paths, 1):
             self.waiting = len(paths) - number
             try:
                 outcome = self._pipeline.carry(path, watch=self._watch)
             except SequenceGapError as gap:  # the missing numbers may be in a file that comes later
                 _LOG.warning(
-                    "stream parked", name=path.name, stream=gap.stream, waits_for=gap.expected_sequence
+                    "stream parked", name=shown_name(path), stream=gap.stream, waits_for=gap.expected_sequence
                 )
+                continue
+            except OSError as error:
+                if path.exists():
+                    unreadable = unreadable or error
+                else:
+                    _LOG.warning("somebody took a file away before it was carried", name=shown_name(path))
                 continue
             self._put_away(path, outcome)
             _LOG.info(
                 "artifact",
-                name=path.name,
+                name=outcome.progress.name,
                 state=outcome.state,
                 known=outcome.known,
                 applied=outcome.progress.applied,
                 refused=outcome.progress.refused,
             )
             yield path, outcome
+        if unreadable is not None:
+            raise unreadable
 
     def _put_away(self, path: Path, outcome: Outcome) -> None:
         folder = self._settings.folder / (REJECTED if outcome.state == REFUSED else ARCHIVE)
