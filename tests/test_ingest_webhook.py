@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from ingest.settings import Webhook
-from ingest.sources.webhook import OPEN_SUFFIX, recover, webhook_app
+from ingest.sources.webhook import OPEN_SUFFIX, Spool, SpoolFull, recover, webhook_app
 
 SECRET = b"a secret of some length"
 
@@ -228,3 +230,72 @@ def test_a_calls_trace_is_a_member_of_its_events(client: TestClient, tmp_path: P
         {"traceparent": "mine", "n": 3},
         {"n": 4},
     ]
+
+
+async def _spooled(folder: Path, *batches: bytes) -> tuple[list[bool], list[bytes]]:
+    """Put batches one after another; which of them were taken, and what the closed files hold."""
+    spool = Spool(folder, Webhook(secret_file=folder / "secret", rotate_ms=10))
+    task = asyncio.create_task(spool.run())
+    taken = []
+    for batch in batches:
+        try:
+            async with asyncio.timeout(5):
+                await spool.put(batch)
+        except SpoolFull:
+            taken.append(False)
+        else:
+            taken.append(True)
+    spool.stop()
+    await task
+    return taken, [path.read_bytes() for path in sorted(folder.glob("*.jsonl"))]
+
+
+def test_of_a_write_that_failed_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full within an event: who sent it is told to come again, so it is not in the file, half or whole."""
+    write, full = os.write, [False]
+
+    def writing(handle: int, data: memoryview) -> int:
+        if b"big" not in bytes(data):
+            return write(handle, data)
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        full[0] = True
+        return write(handle, data[: len(data) // 2 + 3])
+
+    monkeypatch.setattr(os, "write", writing)
+    taken, files = asyncio.run(_spooled(tmp_path, b'{"n":1}\n', b'{"n":2}\n{"n":"big"}\n', b'{"n":3}\n'))
+    assert taken == [True, False, True]
+    assert b"".join(files) == b'{"n":1}\n{"n":3}\n'
+
+
+def test_a_name_that_cannot_be_given_is_given_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is complete and cannot be renamed keeps its events, and the door stays open."""
+    replace, failures = Path.replace, [2]
+
+    def replacing(path: Path, target: Path) -> Path:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    batches = [b'{"n":%d}\n' % number for number in range(3)]
+
+    async def slowly() -> tuple[list[bool], list[bytes]]:
+        spool = Spool(tmp_path, Webhook(secret_file=tmp_path / "secret", rotate_ms=10))
+        task = asyncio.create_task(spool.run())
+        taken = []
+        for batch in batches:
+            async with asyncio.timeout(5):
+                await spool.put(batch)
+            taken.append(True)
+            await asyncio.sleep(0.03)
+        spool.stop()
+        await task
+        return taken, [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))]
+
+    taken, files = asyncio.run(slowly())
+    assert taken == [True] * 3
+    assert failures == [0]
+    assert sorted(files) == sorted(batches)
+    assert list(tmp_path.glob(f"*{OPEN_SUFFIX}")) == []

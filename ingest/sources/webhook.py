@@ -52,6 +52,7 @@ class Spool:
         self._arrived = asyncio.Event()
         self._file: int | None = None
         self._path = folder
+        self._unnamed: list[Path] = []
         self._opened_at = 0.0
         self._count = 0
         self._used = 0
@@ -88,15 +89,15 @@ class Spool:
                         await asyncio.to_thread(self._write, b"".join(events for events, _ in group))
                     except OSError as error:
                         _LOG.error("events cannot be kept", error=str(error))
-                        self._close()
                         for _, durable in group:
                             if not durable.done():
                                 durable.set_exception(SpoolFull())
+                        self._close()
                         continue
                     for _, durable in group:
                         if not durable.done():
                             durable.set_result(None)
-                if (
+                if self._unnamed or (
                     self._file is not None
                     and self._now() - self._opened_at >= self._settings.rotate_ms / 1000
                 ):
@@ -112,17 +113,31 @@ class Spool:
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._opened_at = self._now()
             _sync_folder(self._folder)
-        view = memoryview(events)
-        while view:
-            view = view[os.write(self._file, view) :]
-        os.fdatasync(self._file)
+        kept = os.fstat(self._file).st_size
+        try:
+            view = memoryview(events)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fdatasync(self._file)
+        except OSError:  # whoever sent them is told so: nothing of them may stay
+            os.ftruncate(self._file, kept)
+            raise
         self._used += len(events)
 
     def _close(self) -> None:
+        """Give files that are complete their names. One that cannot have it now is named later, or by the next start."""
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
-            self._path.replace(self._path.with_name(self._path.name.removesuffix(OPEN_SUFFIX)))
+            handle, self._file = self._file, None
+            self._unnamed.append(self._path)
+            os.close(handle)
+        while self._unnamed:
+            path = self._unnamed[0]
+            try:
+                path.replace(path.with_name(path.name.removesuffix(OPEN_SUFFIX)))
+            except OSError as error:
+                _LOG.error("a file of events waits for its name", name=path.name, error=str(error))
+                return
+            del self._unnamed[0]
 
     def _over(self, more: int) -> bool:
         now = time.monotonic()
@@ -182,7 +197,11 @@ def webhook_app(
             )  # as a wrong secret is told: sources stay unknown
         settings = door[0]
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > settings.body_bytes_max:
+        if (
+            length.isascii()
+            and length.isdigit()
+            and (len(length) > 18 or int(length) > settings.body_bytes_max)
+        ):
             return _too_large(settings)
         body = bytearray()
         try:
