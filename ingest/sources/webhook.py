@@ -125,7 +125,7 @@ class Spool:
         self._used += len(events)
 
     def _close(self) -> None:
-        """Give files that are complete their names. One that cannot have it now is named later, or by the next start."""
+        """Give files that are complete their names; what cannot be named now is named later, or by the next start."""
         if self._file is not None:
             handle, self._file = self._file, None
             self._unnamed.append(self._path)
