@@ -89,7 +89,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="server processes")
     parser.add_argument("--strict", action="store_true", help="Redis writes to the disk before it answers")
     parser.add_argument(
-        "--web", type=int, nargs="?", const=8089, default=0, metavar="PORT", help="locust's page"
+        "--web",
+        type=int,
+        nargs="?",
+        const=8089,
+        default=0,
+        metavar="PORT",
+        help="locust's page, for this machine only",
     )
     for name in ("base-users", "factor", "skus", "hot-stock", "restock", "reservation-s"):
         parser.add_argument(f"--{name}", type=int)
@@ -112,7 +118,7 @@ def _sell(plan: Plan, feeds: Feeds, options: argparse.Namespace) -> list[tuple[f
     ]
     command += ["--stop-timeout", str(STOP_S)]
     command += (
-        ["--web-port", str(options.web)]
+        ["--web-host", "127.0.0.1", "--web-port", str(options.web)]
         if options.web
         else ["--headless", "--only-summary", "--loglevel", "WARNING"]
     )
