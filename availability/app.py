@@ -293,7 +293,7 @@ class Watchdog:
             self._warned = False
         except LedgerError:
             return  # health and metrics tell; the next look may succeed
-        except OSError as error:
+        except (OSError, LedgerLost) as error:
             if not self._warned:
                 self._warned = True
                 _LOG.warning("cannot note how far the ledger has come", error=str(error))

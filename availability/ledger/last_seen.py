@@ -51,9 +51,17 @@ class LastSeen:
         return None
 
     def note(self, head: Head) -> None:
-        """Write the point. Raises OSError."""
+        """Write the point, where it is further. Raises OSError, LedgerLost.
+
+        Another ledger than the noted one is left alone: a server that is started anew by itself must not take it.
+        """
+        if not head.ledger_id:
+            return
+        noted = self._noted = self._noted or self._read()
         seen = Seen(head.ledger_id, head.epoch, head.seq)
-        if seen == self._noted or not head.ledger_id:
+        if noted is not None and (
+            noted.ledger_id != seen.ledger_id or (noted.epoch, noted.seq) >= (seen.epoch, seen.seq)
+        ):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_suffix(".tmp")

@@ -185,7 +185,7 @@ class Follower:
             raise LedgerNotServable("there is no ledger here")
         if self._seen and head.ledger_id != known:
             raise LedgerNotServable(
-                f"another ledger ({head.ledger_id!r} instead of {known!r}); restart to accept it"
+                f"another ledger ({head.ledger_id!r} instead of {known!r}); a server that starts says what to do"
             )
 
     def _pause(self) -> float:
