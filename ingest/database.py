@@ -213,7 +213,7 @@ def open_database(url: str) -> Engine:
         path = Path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{path}"
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, hide_parameters=True)  # rows may hold what letters leave out
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _tuned)
     with engine.begin() as connection:  # another process may make them at the same moment

@@ -108,15 +108,26 @@ class Letters:
                 dead_letters.c.run_id != statement.excluded.run_id,
                 dead_letters.c.position != statement.excluded.position,
             )
+            # Replayed, and refused again as another event: it waits again, to be replayed under that one's name. One
+            # in conflict is the same event in whatever file it comes, and was replayed under a name that no file has.
+            anew = sa.and_(
+                dead_letters.c.state == REPLAYED,
+                dead_letters.c.event_id != statement.excluded.event_id,
+                statement.excluded.category != Category.CONFLICT.value,
+            )
+            own = dead_letters.c
             connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=["letter_id"],
                     set_={
-                        "count": dead_letters.c.count + sa.case((again, 1), else_=0),
+                        "count": own.count + sa.case((again, 1), else_=0),
                         "last_seen_at": statement.excluded.last_seen_at,
                         "run_id": statement.excluded.run_id,
                         "position": statement.excluded.position,
                         "artifact": statement.excluded.artifact,
+                        "state": sa.case((anew, WAITING), else_=own.state),
+                        "event_id": sa.case((anew, statement.excluded.event_id), else_=own.event_id),
+                        "closed_at": sa.case((anew, sa.null()), else_=own.closed_at),
                     },
                 )
             )
