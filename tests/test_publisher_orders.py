@@ -502,3 +502,25 @@ def _something(lab: OrderLab, rng: random.Random, orders: list[Order]) -> None:
     else:
         kind = rng.choice((Kind.CHALLENGE_PAGE, Kind.MAINTENANCE, Kind.CUT_ANSWER, Kind.TOO_MANY_REQUESTS))
         lab.shop.faults.add(Fault(kind=kind, path="orders"))
+
+
+def test_a_shop_whose_clock_was_ahead_for_a_moment_hides_no_order(lab: OrderLab) -> None:
+    """One order is dated two hours ahead: those that come after it, and its own cancel, are dated before it."""
+    ahead_s = 7_200.0
+    lab.clock._now_s += ahead_s
+    early = lab.buy(quantity=5)
+    lab.clock._now_s -= ahead_s
+    poll(lab)
+    assert lab.ledger.sellable("A") == 95
+    lab.clock.advance(300)
+    lab.buy(quantity=2)
+    poll(lab)
+    assert lab.ledger.sellable("A") == 93
+    lab.clock.advance(300)
+    set_status(lab.shop, early, "cancelled")
+    poll(lab)
+    assert (lab.ledger.sellable("A"), lab.shop.stock("A")) == (98, 98)
+    lab.clock.advance(2 * ahead_s)
+    lab.buy(quantity=1)
+    poll(lab)
+    assert (lab.ledger.sellable("A"), lab.shop.stock("A")) == (97, 97)

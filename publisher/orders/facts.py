@@ -30,6 +30,8 @@ Shipped = Mapping[tuple[str, str], Mapping[str, int]]
 """Units shipped, as the ledger knows them: (line, sku) → node → units."""
 
 STREAM = "orders"
+AHEAD_US = 300 * 1_000_000
+"""An order dated further ahead of us has its date from a clock that was wrong: it makes no later reading old."""
 DRAFTS = frozenset({"checkout-draft", "auto-draft", "new"})
 TAKEN = frozenset({"on-hold", "processing", "completed"})
 CANCELLED, PENDING, REFUNDED, COMPLETED = "cancelled", "pending", "refunded", "completed"
@@ -200,12 +202,13 @@ def fold(
 
     ``kits``: recipes of the order's kits, as the ledger's order remembers them, else today's; what ``before`` remembers
     goes first. ``shipped``: the ledger's word; needed where lines have refunds or the shop owns a node. ``now_us``: the
-    time of reading, for the first word of an old order. ``again``: say everything once more, whatever was said.
+    time of reading, for the first word of an old order, and for dates that cannot be. ``again``: say everything once
+    more, whatever was said.
     """
     told = before or Told()
     if order.status in DRAFTS:
         return Folded(outcome=Outcome.DRAFT, told=told)
-    if before is not None and order.modified_us < told.modified_us:
+    if before is not None and order.modified_us < told.modified_us <= now_us + AHEAD_US:
         return Folded(outcome=Outcome.OLDER, told=told)
     order, unmapped = _named(order, told)
     digest = digest_of(order)

@@ -205,7 +205,7 @@ class OrderPoller:
             async for page in self._orders.in_status(OPEN | {PENDING}):
                 await self._fold(page)
                 latest_us = max([latest_us, *(order.modified_us for order in page)])
-            place = Place(modified_us=latest_us, begun_us=self._begun_us)
+            place = Place(modified_us=min(latest_us, self._begun_us), begun_us=self._begun_us)
             await self._note((), place)
         self._begun_us = place.begun_us
         return place
@@ -217,6 +217,8 @@ class OrderPoller:
         async for page in self._orders.changed_since(since_us):
             told = told.plus(await self._fold(page))
             latest_us = max([latest_us, *(order.modified_us for order in page)])
+        # Never beyond now: where the shop's clock was ahead for a moment, what came after it is dated before it.
+        latest_us = min(latest_us, int(self._now() * SECOND_US))
         if latest_us != place.modified_us:
             await self._note((), replace(place, modified_us=latest_us))
         return told
