@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -47,6 +48,7 @@ RETENTION = "RETENTION"
 BASELINE_NUMBER = -1
 """``number`` of a policy that a baseline noted: no record said it."""
 CHUNK_ROWS = 10_000
+_SKU = itemgetter(list(position_changes.c.keys()).index("sku"))
 
 
 class PlaceMoved(HistoryError):
@@ -123,7 +125,8 @@ class Journal:
             ensure_days(connection, [day for day in rows.days if day not in self._days])
             self._move(connection, at, after)
             insert_rows(connection, journal, rows.journal)
-            insert_rows(connection, position_changes, rows.position_changes)
+            # By sku: its indexes begin with it, and neighbours cost a third less than leaps.
+            insert_rows(connection, position_changes, sorted(rows.position_changes, key=_SKU))
             insert_rows(connection, deltas, rows.deltas)
             insert_rows(connection, policies, rows.policies)
             insert_names(connection, positions, rows.new_positions)

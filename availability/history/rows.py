@@ -50,6 +50,8 @@ PolicyState = (
     | int
 )
 _encode = msgspec.msgpack.Encoder().encode
+_WITH_ROWS = frozenset({int(Kind.DELTAS), int(Kind.POLICY), int(Kind.FEED)})
+"""Kinds whose bodies have rows of their own."""
 
 
 @dataclass(slots=True)
@@ -110,10 +112,13 @@ def add_entry(rows: Rows, entry: Entry, clock_ms: int) -> int:
     clock, kind = record.clock_ms, record.kind
     day = clock // DAY_MS
     _see_day(rows, day)
-    told_by = record.author, record.correlation_id, record.request_id
-    rows.journal.append((day, version, clock, kind, *told_by, entry.chain, entry.raw))
+    author, correlation_id, request_id = record.author, record.correlation_id, record.request_id
+    rows.journal.append(
+        (day, version, clock, kind, author, correlation_id, request_id, entry.chain, entry.raw)
+    )
+    told = (day, version, clock, kind)
     for position in record.positions:
-        rows.position_changes.append((day, version, clock, kind, *astuple(position)))
+        rows.position_changes.append(told + astuple(position))
         if (
             position.on_hand == position.on_hand_change
             and position.quarantined == position.quarantined_change
@@ -123,16 +128,14 @@ def add_entry(rows: Rows, entry: Entry, clock_ms: int) -> int:
             rows.new_positions.add((position.sku, position.node))
     if isinstance(body, DeltasBody):
         _add_deltas(rows, body, day, version, clock)
-    if isinstance(body, DeltasBody | PolicyBody | FeedBody) or record.fences:
+    if body is not None or record.fences:
         _add_policies(rows, record, body, version)
     return clock
 
 
 def _body_of(record: Record) -> object:
     """Decode bodies that have rows of their own; the others stay bytes until somebody asks."""
-    if record.kind in (Kind.DELTAS, Kind.POLICY, Kind.FEED):
-        return decode_body(record)
-    return None
+    return decode_body(record) if record.kind in _WITH_ROWS else None
 
 
 def _see_day(rows: Rows, day: int) -> None:

@@ -31,11 +31,15 @@ def insert_rows(connection: Connection, table: sa.Table, rows: Sequence[Row]) ->
     if connection.dialect.name != "postgresql":
         connection.exec_driver_sql(_insert(table), list(rows))
         return
-    with _cursor(connection) as cursor, cursor.copy(_copy(table)) as copy:
-        copy.set_types(_types(table))
-        write = copy.write_row
-        for row in rows:
-            write(row)
+    with _cursor(connection) as cursor:
+        cursor.adapters.register_dumper(
+            bytes, _bytes_dumper()
+        )  # by its type psycopg would take one in Python
+        with cursor.copy(_copy(table)) as copy:
+            copy.set_types(_types(table))
+            write = copy.write_row
+            for row in rows:
+                write(row)
 
 
 def insert_names(
@@ -83,6 +87,13 @@ def _wrapped(error: Exception, *, lost: bool) -> Exception:
     kind = next(known, sa.exc.DBAPIError)
     made: Exception = kind(None, None, error, hide_parameters=True, connection_invalidated=lost)
     return made
+
+
+@cache
+def _bytes_dumper() -> Any:  # Any: a class of psycopg's
+    from psycopg.types.string import BytesBinaryDumper
+
+    return BytesBinaryDumper
 
 
 @cache

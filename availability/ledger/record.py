@@ -34,7 +34,7 @@ class Kind(IntEnum):
     EXCEPTION = 11
 
 
-class PositionChange(msgspec.Struct, array_like=True, frozen=True):
+class PositionChange(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """State after of one position, and the signed changes that led there. Units are base units."""
 
     sku: str
@@ -50,7 +50,7 @@ class PositionChange(msgspec.Struct, array_like=True, frozen=True):
     committed_change: int
 
 
-class FenceLeft(msgspec.Struct, array_like=True, frozen=True):
+class FenceLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What is left of a channel's ring-fence after a grant or a release. ``generation``: the version that set it."""
 
     channel: str
@@ -59,7 +59,7 @@ class FenceLeft(msgspec.Struct, array_like=True, frozen=True):
     generation: str
 
 
-class Effect(msgspec.Struct, array_like=True, frozen=True):
+class Effect(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a change did that its cause does not say by itself.
 
     ``cause`` is the place of the delta in its body's causes, -1 where the change was none. With a ``source``: so many
@@ -74,7 +74,7 @@ class Effect(msgspec.Struct, array_like=True, frozen=True):
     units: int
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True):
+class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One mutation. ``body`` depends on ``kind``: see the Body classes. ``fences`` are those that it changed."""
 
     kind: int
@@ -156,7 +156,7 @@ class ExpiredBody(msgspec.Struct, array_like=True, frozen=True):
     lines: list[HoldLine]
 
 
-class Cause(msgspec.Struct, array_like=True, frozen=True):
+class Cause(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One applied delta as its source told it. Times are microseconds since 1970 UTC, 0 where absent."""
 
     stream: str
@@ -410,7 +410,7 @@ _RECORD = msgspec.msgpack.Decoder(Record)
 _BODY = {kind: msgspec.msgpack.Decoder(body) for kind, body in BODIES.items()}
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One log entry as read: its version, its chain after, and its record bytes."""
 
     version: Version
