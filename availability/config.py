@@ -302,7 +302,10 @@ class RetentionSettings(_Section):
         30, ge=1, le=3_650, description="Closed order lines after their last fact, in days."
     )
     event_ids_days: int = Field(
-        30, ge=1, le=3_650, description="Event ids, in days; older events are EVENT_TOO_OLD."
+        30,
+        ge=1,
+        le=400,
+        description="Event ids, in days; older events are EVENT_TOO_OLD. Each 15 days are one more look an event.",
     )
 
 

@@ -167,7 +167,11 @@ class Ledger:
         """Advance the clock, end due holds, forget what is past its time."""
         s = self.settings
         call = _Values(
-            s.due_per_sweep_max, s.ended_retention_ms, s.order_retention_ms, s.closed_order_memory_s
+            s.due_per_sweep_max,
+            s.ended_retention_ms,
+            s.order_retention_ms,
+            s.closed_order_memory_s,
+            s.event_window_ms,
         )
         return self._write("sweep", call, deadline, _SWEEP)
 
@@ -386,6 +390,7 @@ class _Values(msgspec.Struct, array_like=True, frozen=True):
     b: int
     c: int
     d: int
+    e: int
 
 
 class _Checkpoint(msgspec.Struct, array_like=True, frozen=True):

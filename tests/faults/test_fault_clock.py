@@ -5,6 +5,7 @@ Redis TIME is set by the test. Days pass by moving the ledger's own clock, as da
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any  # Any: a reservation's stored fields
 
 import pytest
@@ -161,6 +162,29 @@ def test_an_event_is_remembered_thirty_days_and_then_refused_not_repeated(lab: L
     assert lab.results(event, unseen) == ["REJECTED EVENT_TOO_OLD"] * 2
     assert lab.position("a", "n1") == (3, 0, 0, 0)
     audit(lab.redis)
+
+
+@pytest.mark.parametrize("days", [1, 30, 90])
+def test_event_ids_are_remembered_as_long_as_the_setting_takes_their_events(
+    make_lab: Callable[..., Lab], days: int
+) -> None:
+    """To the window's last moment a repeat is a DUPLICATE, never new; then nothing of the id is left behind."""
+    lab = make_lab(event_window_ms=days * DAY_MS)
+    lab.control(now_ms=NOW_MS)
+    at_day_end(lab, 15 * DAY_MS)
+    event = delta("RECEIPT", "a", "n1", 3, event_id="e1", occurred_us=lab.head()[2] * 1_000)
+    assert lab.results(event) == ["APPLIED"]
+    for part in (0.4, 0.4):
+        pass_days(lab, int(days * part * DAY_MS))
+        assert lab.results(event) == ["DUPLICATE"]
+    pass_days(lab, int(days * 0.2 * DAY_MS) - 10_000)
+    assert lab.results(event) == ["DUPLICATE"]
+    pass_days(lab, 20_000)
+    assert lab.results(event) in (["DUPLICATE"], ["REJECTED EVENT_TOO_OLD"])
+    pass_days(lab, 31 * DAY_MS)
+    assert lab.results(event) == ["REJECTED EVENT_TOO_OLD"]
+    assert not [key for key in audit(lab.redis) if key.startswith(f"{BASE}evt:")]
+    assert lab.position("a", "n1") == (3, 0, 0, 0)
 
 
 def test_a_sequence_mark_is_kept_for_ever(lab: Lab) -> None:

@@ -3,11 +3,16 @@
 -- consumes its number.
 
 local Deltas = {}
+local EVENT_GENERATION_MS = 15 * DAY_MS
+
+-- Past generations of event ids that events within the window may stand in.
+function Deltas.generations(window_ms)
+  return ceil(window_ms / EVENT_GENERATION_MS)
+end
 
 do -- Lua has room for 200 names outside of blocks; these stay in here
 
 local KIND_DELTAS, KIND_STREAM = 6, 9
-local EVENT_GENERATION_MS = 15 * DAY_MS
 local SEEN_WINDOW = 4096 -- numbers back from the mark for which a repeat's content is compared
 -- A delta as read: where the next one begins, then the fields of Cause (record.py).
 local STREAM, SEQUENCE, EVENT_ID, TYPE, SKU, NODE, TO_NODE, QUANTITY, STOCK_STATE, O_SOURCE, O_REF, LINE, BASIS, SHIPPED_QUANTITY,
@@ -145,7 +150,7 @@ local function judge_sequence(ctx, source, st, sequence, fingerprint)
   return PARKED, nil, mark + 1
 end
 
--- Event ids: remembered by generations of 15 days, three of which are looked up.
+-- Event ids: remembered by generations of 15 days, as many of which are looked up as the window reaches into.
 local function event_key(ctx, generation, bucket)
   return ctx.base .. 'evt:' .. int(generation) .. ':' .. bucket
 end
@@ -156,7 +161,7 @@ local function judge_event(ctx, source, event_id, bucket, fingerprint, occurred_
   local found = ctx.events[field]
   if not found then
     local generation = floor(ctx.clock / EVENT_GENERATION_MS)
-    for back = 0, 2 do
+    for back = 0, Deltas.generations(window_ms) do
       found = found or call('HGET', event_key(ctx, generation - back, bucket), field)
     end
   else

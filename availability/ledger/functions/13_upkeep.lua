@@ -130,7 +130,8 @@ local function forget_ids(ctx, txn, kind, field, past)
 end
 
 -- Housekeeping that every server calls: advances the clock, ends due holds, forgets what is past its time.
--- cmd = {due_limit, ended_retention_ms, order_retention_ms, closed_order_s}; reply = {status, version, expired, forgotten, clock}
+-- cmd = {due_limit, ended_retention_ms, order_retention_ms, closed_order_s, event_window_ms};
+-- reply = {status, version, expired, forgotten, clock}
 function Upkeep.sweep(keys, args)
   local cmd = unpack_msg(args[2])
   local ctx, fenced = Log.open(keys, args)
@@ -142,7 +143,8 @@ function Upkeep.sweep(keys, args)
   local forgotten = forget_ended(ctx, txn, cmd[2]) + close_orders(ctx, txn, cmd[3], cmd[4])
   forgotten = forgotten + Exceptions.sweep(ctx, txn) + Supply.forget(ctx, txn, cmd[3])
   forget_ids(ctx, txn, 'req:', 'past_requests', floor(ctx.clock / DAY_MS) - 2)
-  forget_ids(ctx, txn, 'evt:', 'past_events', floor(ctx.clock / (15 * DAY_MS)) - 3)
+  local past = Deltas.generations(cmd[5] or 30 * DAY_MS) + 1
+  forget_ids(ctx, txn, 'evt:', 'past_events', floor(ctx.clock / EVENT_GENERATION_MS) - past)
   Log.quiet(ctx, txn)
   return pack({'OK', Log.version(ctx), expired, forgotten, ctx.clock})
 end
