@@ -349,6 +349,7 @@ def ledger_settings(settings: Settings) -> LedgerSettings:
         ),
         auto_create=settings.auto_create,
         event_window_ms=settings.retention.event_ids_days * 86_400_000,
+        source_streams_max=settings.limits.source_streams_max,
         ended_retention_ms=settings.retention.reservations_ended_hours * 3_600_000,
         order_retention_ms=settings.retention.orders_closed_days * 86_400_000,
         due_per_sweep_max=settings.sweep.due_per_call,

@@ -144,6 +144,12 @@ class LimitSettings(_Section):
         4, ge=1, le=1_000, description="Batches of one stream that are read and not yet acknowledged."
     )
     channels_max: int = Field(1_000, ge=1, le=100_000, description="Channels with a policy.")
+    source_streams_max: int = Field(
+        contract.SOURCE_STREAMS_MAX,
+        ge=1,
+        le=1_000_000,
+        description="Streams of one source, each kept for ever; deltas that would open more are rejected.",
+    )
     token_calls_per_s: float = Field(
         0,
         ge=0,

@@ -33,6 +33,9 @@ ORDER_NAMES_MAX = 16
 REJECTED_NUMBERS_KEPT = 100_000
 """Rejected numbers of a stream that the ledger tells again; functions/11_deltas.lua. A sender has fewer on the way."""
 
+SOURCE_STREAMS_MAX = 10_000
+"""Streams of one source: a mark is kept for ever, and with it up to 80 KB by which repeats are told."""
+
 SNAPSHOT_CHUNK_ROWS_MAX = 5_000
 SNAPSHOT_ROWS_MAX = 10_000_000
 """Rows of one snapshot that are kept for who compares them; some 10 bytes each in Redis, until it is closed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from availability.domain.limits import SOURCE_STREAMS_MAX
 from availability.ledger.reader import Head
 from availability.ledger.record import (
     AtRisk,
@@ -127,10 +128,13 @@ class DeltaEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Deltas(msgspec.Struct, array_like=True, frozen=True):
+    """``streams_max``: a delta that would open one more stream of its source is rejected."""
+
     source: str
     deltas: list[msgspec.Raw]
     auto_create: bool
     event_window_ms: int
+    streams_max: int = SOURCE_STREAMS_MAX
 
 
 class DeltasReply(msgspec.Struct, array_like=True, frozen=True):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from redis.exceptions import RedisError
 
+from availability.domain.limits import SOURCE_STREAMS_MAX
 from availability.domain.version import Version
 from availability.ledger import calls, keys
 from availability.ledger.commit_queue import CommitQueue, NoLedger, OnGroup, Pending, QueueSettings
@@ -43,6 +44,7 @@ class LedgerSettings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     auto_create: bool = False
     event_window_ms: int = 30 * 86_400_000
+    source_streams_max: int = SOURCE_STREAMS_MAX
     ended_retention_ms: int = 24 * 3_600_000
     order_retention_ms: int = 30 * 86_400_000
     closed_order_memory_s: int = 400 * 86_400
@@ -135,7 +137,8 @@ class Ledger:
 
         ``facts_only`` calls hold order facts, shipments and other relief only: they work when memory is full.
         """
-        call = calls.Deltas(source, deltas, self.settings.auto_create, self.settings.event_window_ms)
+        own = self.settings
+        call = calls.Deltas(source, deltas, own.auto_create, own.event_window_ms, own.source_streams_max)
         return self.submit("facts" if facts_only else "deltas", call, deadline)
 
     @staticmethod

@@ -64,6 +64,7 @@ MESSAGES = {
     "CONFLICT": "the same event came before with other content",
     "UNKNOWN_NODE": "the node was never declared",
     "TOO_MANY_NODES": "as many nodes as there may be are declared already",
+    "TOO_MANY_STREAMS": "the source has as many streams as it may have: is a number of each message in its name?",
     "EVENT_TOO_OLD": "older than event ids are remembered; an operator has to release it",
     "KIT_SKU": "this sku is a kit: name the plain skus that it is made of",
     "ORDER_CLOSED": "the order was closed long ago",

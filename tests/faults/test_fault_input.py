@@ -18,7 +18,7 @@ from availability.v1 import policy_pb2 as pol
 from availability.v1 import reservation_pb2 as res
 from availability.v1 import stock_pb2 as stk
 from tests.faults.audit import Dump, audit, differences, dump
-from tests.faults.lab import Process, delta, new_folder, poll
+from tests.faults.lab import Lab, Process, delta, new_folder, poll
 from tests.model import Policy
 from tests.wire import Service, duration, refusal_of, reserve_request
 
@@ -396,3 +396,26 @@ def test_a_page_token_that_is_none_is_refused_or_harmless(strict: Strict, token:
     else:
         assert len(answer.reservations) == 0
     strict.unchanged(before)
+
+
+def test_a_source_has_no_streams_without_end(make_lab: Callable[..., Lab]) -> None:
+    """A new stream a message fills no memory: one too many is rejected and leaves nothing, and others go on."""
+    lab = make_lab(source_streams_max=3)
+
+    def told(*names: str, event: bool = False, source: str = "erp") -> list[str]:
+        numbers = [{"event_id": f"e {name}"} if event else {"source_sequence": 1} for name in names]
+        return lab.results(
+            *(
+                delta("RECEIPT", "a", "n1", 1, stream=name, source=source, **number)
+                for name, number in zip(names, numbers, strict=True)
+            )
+        )
+
+    assert told("s1", "s2") == ["APPLIED"] * 2
+    assert told("s3", "s4", "s1", "s3") == ["APPLIED", "REJECTED TOO_MANY_STREAMS", "DUPLICATE", "DUPLICATE"]
+    assert told("s4", "s5", event=True) == ["REJECTED TOO_MANY_STREAMS"] * 2
+    assert told("s3", event=True) == ["APPLIED"]
+    assert told("s4", source="wms") == ["APPLIED"]
+    assert lab.position("a", "n1") == (5, 0, 0, 0)
+    assert {name for name, _ in lab.ledger.streams("erp")[1]} == {"s1", "s2", "s3"}
+    assert not [key for key in audit(lab.redis) if "s4" in key and "erp" in key]

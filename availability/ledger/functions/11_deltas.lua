@@ -31,11 +31,17 @@ local OPEN_BASIS = 2
 -- `seen:<stream>`: a ring of SEEN_WINDOW slots in one string: the fingerprint (12 bytes) and the number of the delta.
 -- What one call accepts has numbers in a row, so it is one write, or two where the ring closes.
 local SLOT, FINGERPRINT = 20, 12
-local function stream_of(ctx, source, name)
+-- Nil for one more than `most` (absent: any number): a stream is kept for ever, with a ring of numbers seen.
+local function stream_of(ctx, source, name, most)
   ctx.streams = ctx.streams or {}
   local st = ctx.streams[name]
   if not st then
     local raw = call('HGET', ctx.base .. 'src:' .. source, name)
+    if not raw and most then
+      ctx.stream_count = ctx.stream_count or call('HLEN', ctx.base .. 'src:' .. source)
+      if ctx.stream_count >= most then return nil end
+      ctx.stream_count = ctx.stream_count + 1
+    end
     st = {name = name, raw = raw, row = raw and unpack_msg(raw) or {0, 0, 0, 0}, first = 0, prints = {}}
     st.key = ctx.base .. 'seen:' .. pair(source, name)
     ctx.streams[name] = st
@@ -448,8 +454,8 @@ local function read_call(raw)
     local d = {unpack_limit(raw, byte(raw, start + 3), start + 3)} -- Cause has more than 15 fields: array 16
     starts[i], deltas[i], at = start, d, d[1]
   end
-  local _, auto_create, window_ms = unpack_limit(raw, 2, at)
-  return source, auto_create, window_ms, prints, buckets, reasons, deltas, starts
+  local _, auto_create, window_ms, streams_max = unpack_limit(raw, 3, at)
+  return source, auto_create, window_ms, prints, buckets, reasons, deltas, starts, streams_max
 end
 
 local function emit(ctx, txn, source, causes, declared, positions)
@@ -460,11 +466,11 @@ local function emit(ctx, txn, source, causes, declared, positions)
       .. pack(marks, declared, ctx.released, ctx.oversold))
 end
 
--- cmd = {source, deltas {{fingerprint, bucket, reject_reason, cause}, ...}, auto_create, event_window_ms}
+-- cmd = {source, deltas {{fingerprint, bucket, reject_reason, cause}, ...}, auto_create, event_window_ms, streams_max}
 -- reply = {status, version, results, details {{index, result, reason, expected}, ...}}
 function Deltas.apply(keys, args)
   local raw = args[2]
-  local source, auto_create, window_ms, prints, buckets, reasons, deltas, starts = read_call(raw)
+  local source, auto_create, window_ms, prints, buckets, reasons, deltas, starts, streams_max = read_call(raw)
   local ctx, fenced = Log.open(keys, args)
   if not ctx then return fenced end
   Holds.expire(ctx, 4)
@@ -477,10 +483,13 @@ function Deltas.apply(keys, args)
   for i = 1, #deltas do
     local d = deltas[i]
     local result, reason, expected
-    if d[SEQUENCE] > 0 then
-      result, reason, expected = judge_sequence(ctx, source, stream_of(ctx, source, d[STREAM]), d[SEQUENCE], prints[i])
-    elseif d[EVENT_ID] ~= '' then
-      stream_of(ctx, source, d[STREAM])
+    local named = d[SEQUENCE] > 0 or d[EVENT_ID] ~= ''
+    local st = named and stream_of(ctx, source, d[STREAM], streams_max)
+    if not st then
+      if named then result, reason = REJECTED, 'TOO_MANY_STREAMS' end
+    elseif d[SEQUENCE] > 0 then
+      result, reason, expected = judge_sequence(ctx, source, st, d[SEQUENCE], prints[i])
+    else
       result, reason = judge_event(ctx, source, d[EVENT_ID], buckets[i], prints[i], d[OCCURRED_US], window_ms)
     end
     if not result and reasons[i] ~= '' then result, reason = REJECTED, reasons[i] end
@@ -492,8 +501,8 @@ function Deltas.apply(keys, args)
         ctx.events[pair(source, d[EVENT_ID])] = {buckets[i], prints[i]}
       end
     end
-    if result == REJECTED and d[SEQUENCE] > 0 then
-      note_rejected(ctx, source, ctx.streams[d[STREAM]], d[SEQUENCE], prints[i], reason)
+    if result == REJECTED and st and d[SEQUENCE] > 0 then
+      note_rejected(ctx, source, st, d[SEQUENCE], prints[i], reason)
     end
     if result then
       details[#details + 1] = {i - 1, result, reason or '', expected or 0}
