@@ -707,6 +707,8 @@ class Model:
             name = self._order_of_commit(hold, order_source, order_ref)
             if hold.state == "COMMITTED" and hold.order == name:
                 return Changed("COMMITTED", replayed=True)
+            if hold.state == "RELEASED" and hold.order == name and self.whole(name).is_cancelled():
+                return Changed("COMMITTED", order_cancelled=True)
             if hold.state in ("COMMITTED", "RELEASED"):
                 raise Refusal("RESERVATION_NOT_ACTIVE")
             if hold.state == "EXPIRED":

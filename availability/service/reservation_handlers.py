@@ -184,9 +184,7 @@ class ReservationHandlers:
         check_reference(request.order_ref, "order_ref")
         by_order = bool(request.order_ref)
         if by_order == bool(request.state):
-            raise invalid("give either order_ref (with order_source) or state")
-        if by_order and not request.order_source:
-            raise invalid("order_source is required with order_ref", field="order_source")
+            raise invalid("give either order_ref or state", field="order_ref")
         if not by_order and request.state not in pb.ReservationState.values():
             raise invalid("no such state", field="state")
         size = request.page_size or self._page_size

@@ -578,7 +578,7 @@ class ListReservationsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     order_source: _builtins.str
-    """Optional. Who named the order; needed with order_ref."""
+    """Optional. Who named the order; with order_ref and without it, the orders of every source that have this name."""
     order_ref: _builtins.str
     """Optional. Reservations that carry this order."""
     state: Global___ReservationState.ValueType

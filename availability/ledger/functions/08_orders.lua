@@ -728,6 +728,7 @@ function Orders.flush(ctx, txn)
       o.dirty = false
       o.meta[LAST_FACT] = ctx.clock
       local raw = pack(o.meta)
+      if not o.raw then txn:add({'SADD', ctx.base .. 'order_sources', o.meta[5]}) end
       txn:hash(o.key, 'm', raw, o.raw)
       if o.links then
         local links_raw = pack(o.links)

@@ -243,8 +243,15 @@ function Reservations.commit(keys, args)
     Log.quiet(ctx, txn)
     return answer(ctx, 'COMMITTED', hold[VERSION], true, id, hold, nil, hold[CANCELLED])
   end
-  if state ~= ACTIVE and state ~= EXPIRED then return refuse(ctx, req, not_active(hold), id, hold) end
   local order = Orders.open(ctx, source, ref)
+  if state == RELEASED and hold[ORDER_SOURCE] == source and hold[ORDER_REF] == ref and Orders.is_cancelled(ctx, order) then
+    -- The cancel let go of it before the commit came: the same answer as the other way round, and nothing is held.
+    local txn = Txn.new()
+    Requests.remember(ctx, txn, req, 'COMMITTED', Log.version(ctx), id, true)
+    Log.quiet(ctx, txn)
+    return answer(ctx, 'COMMITTED', Log.version(ctx), false, id, hold, nil, true)
+  end
+  if state ~= ACTIVE and state ~= EXPIRED then return refuse(ctx, req, not_active(hold), id, hold) end
   if order.closed then return refuse(ctx, req, 'ORDER_CLOSED', id, hold) end
   local lines = hold[H_LINES]
   if state == EXPIRED then

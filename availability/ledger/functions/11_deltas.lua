@@ -555,7 +555,7 @@ function Deltas.stream(keys, args)
   end
   if cmd[4] == 'SKIP_GAP' then
     row[1] = cmd[5] - 1
-    if row[3] <= row[1] then row[3], row[4] = 0, 0 end
+    if row[3] <= cmd[5] then row[3], row[4] = 0, 0 end -- nothing is missing before what was seen
   else
     row[1], row[3], row[4], row[5] = 0, 0, 0, 1 -- 1: was reset
   end

@@ -84,7 +84,21 @@ function Reads.reservation(keys, args)
   return pack({seen(ctx, args[1], hold)})
 end
 
--- ARGV[1] = packed {state (0: by order), order_source, order_ref, score, id, count}: those after (score, id).
+-- Reservations of an order; without a source those of every order of this name, by source.
+local function reservations_of(ctx, source, ref)
+  local sources, ids = {source}, {}
+  if source == '' then
+    sources = call('SMEMBERS', ctx.base .. 'order_sources')
+    table.sort(sources, before)
+  end
+  for _, name in ipairs(sources) do
+    local raw = call('HGET', ctx.base .. 'ord:' .. pair(name, ref), 'm')
+    for _, id in ipairs(raw and unpack_msg(raw)[3] or {}) do ids[#ids + 1] = id end
+  end
+  return ids
+end
+
+-- ARGV[1] = packed {state (0: by order), order_source ('': any), order_ref, score, id, count}: those after (score, id).
 -- reply = {views, scores}
 function Reads.reservations(keys, args)
   local ctx = clocks(keys)
@@ -98,8 +112,7 @@ function Reads.reservations(keys, args)
     end
   end
   if q[1] == 0 then
-    local raw = call('HGET', ctx.base .. 'ord:' .. pair(q[2], q[3]), 'm')
-    local ids = raw and unpack_msg(raw)[3] or {}
+    local ids = reservations_of(ctx, q[2], q[3])
     for i = q[4] + 1, #ids do
       if #views < q[6] then show(ids[i], i) end
     end
