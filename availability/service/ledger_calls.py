@@ -84,7 +84,7 @@ _REFUSALS: dict[str, tuple[Reason, str]] = {
     "KIT_SKU": (Reason.KIT_SKU, "this is a kit: it has no positions, name its parts"),
     "FENCE_OVER_POOL": (
         Reason.FENCE_OVER_POOL,
-        "more units than the pool of the channel's nodes has now, which is named here",
+        "more units than the pool of the channel's nodes has now",
     ),
     "TOO_MANY_FENCES": (Reason.INVALID_REQUEST, "as many channels as may fence a sku do so already"),
     "TOO_MANY_FEEDS": (Reason.INVALID_REQUEST, "as many feeds as there may be are watched already"),
@@ -139,4 +139,7 @@ def refuse(status: str, **facts: str) -> ServiceError:
     if found is None:
         return ServiceError(Reason.INTERNAL, f"the ledger answered {status}")
     reason, message = found
-    return ServiceError(reason, message, **facts)
+    told = {name: value for name, value in facts.items() if value}
+    if "pool" in told:
+        message = f"{message}: {told['pool']}"
+    return ServiceError(reason, message, **told)

@@ -33,7 +33,6 @@ from availability.service.requests import (
     check_quantity,
     check_reason,
     duration_ms,
-    not_built,
     request_key,
     timestamp,
 )
@@ -315,6 +314,8 @@ class PolicyHandlers:
 def _refused(status: str, name: str) -> ServiceError:
     if status == "ETAG_MISMATCH":
         return refuse(status, etag=name)
+    if status == "FENCE_OVER_POOL":
+        return refuse(status, pool=name)
     return refuse(status, name=name)
 
 
@@ -362,12 +363,10 @@ def _channel_value(policy: pb.ChannelPolicy) -> list[object]:
     if policy.HasField("publish_limit"):
         check_quantity(policy.publish_limit, "publish_limit", least=0)
         publish_limit = policy.publish_limit
-    not_built(
-        **{
-            "this unreachable value": policy.unreachable not in (0, pb.UNREACHABLE_REFUSE),
-            "this staleness value": policy.staleness not in pb.Staleness.values(),
-        }
-    )
+    if policy.unreachable not in (0, pb.UNREACHABLE_REFUSE):
+        raise invalid("unreachable must be REFUSE: no other value is built", field="unreachable")
+    if policy.staleness not in pb.Staleness.values():
+        raise invalid("staleness must be KEEP or EXCLUDE", field="staleness")
     return [
         policy.channel,
         policy.all_nodes,

@@ -68,7 +68,10 @@ def grouped_lines(lines: Sequence[common_pb2.RequestedLine], lines_max: int) -> 
         check_id(sku, "sku")
         check_quantity(quantity, "quantity")
         total = totals.get(sku, 0) + quantity
-        check_quantity(total, "quantity of equal skus together")
+        if total > QUANTITY_MAX:
+            raise invalid(
+                f"the lines of a sku are {total} together, at most {QUANTITY_MAX}", field="quantity"
+            )
         totals[sku] = total
     return list(totals.items())
 
@@ -113,13 +116,6 @@ def uuid7_ms(text: str) -> int:
     if len(digits) != 32 or not all(c in "0123456789abcdefABCDEF" for c in digits):
         return 0
     return int(digits[:12], 16)
-
-
-def not_built(**fields: bool) -> None:
-    """Refuse fields of the contract whose feature this release does not have, instead of ignoring them."""
-    for name, is_set in fields.items():
-        if is_set:
-            raise invalid(f"{name} is not supported by this release", field=name)
 
 
 def timestamp(ms: int) -> Timestamp:
