@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import msgspec
@@ -71,6 +73,11 @@ WATCHDOG_INTERVAL_S = 0.5
 YOUNG_OBJECTS = 20_000
 _BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
 _TWO_DIGITS = [high + low for high in _BASE32HEX for low in _BASE32HEX]
+
+# As gRPC reads it; without a port it would take 443, and an IPv6 address needs brackets before one.
+_LISTEN = re.compile(
+    r"unix(-abstract)?:.+|(((ipv4|dns):(///)?)?[^\s:\[\]]*|(ipv6:)?\[[^\s\]]+\]):(?P<port>\d{1,5})"
+)
 
 
 class StartRefused(Exception):
@@ -144,7 +151,10 @@ def ledger_home(settings: Settings, *, embedded: bool) -> Iterator[tuple[Setting
     process.start()
     try:
         redis = {"url": SecretStr(process.url), "profile": "single-strict" if strict else "demo"}
-        home = {"redis": settings.redis.model_copy(update=redis), "auto_create": True, "reflection": True}
+        home: dict[str, Any] = {"redis": settings.redis.model_copy(update=redis)}
+        home |= {
+            name: True for name in ("auto_create", "reflection") if name not in settings.model_fields_set
+        }
         yield settings.model_copy(update=home), process
     finally:
         process.stop()
@@ -300,7 +310,15 @@ class Watchdog:
 
 
 def check_callers(settings: Settings) -> None:
-    """Refuse what says wrongly who may call, before anything is started. Raises what `serve_until_told` tells."""
+    """Refuse what says wrongly where and by whom it may be called, before anything is started.
+
+    Raises what `serve_until_told` tells.
+    """
+    address = _LISTEN.fullmatch(settings.listen)
+    if address is None or int(address["port"] or 0) > 65_535:
+        raise StartRefused(
+            f"cannot listen on {settings.listen!r}: give HOST:PORT (0: any free port) or unix:<path>"
+        )
     _authenticator(settings)
     if _credentials(settings) is None and not settings.auth.no_auth:
         _LOG.info("tls is off", listen=settings.listen)
