@@ -728,7 +728,9 @@ function Orders.flush(ctx, txn)
       o.dirty = false
       o.meta[LAST_FACT] = ctx.clock
       local raw = pack(o.meta)
-      if not o.raw then txn:add({'SADD', ctx.base .. 'order_sources', o.meta[5]}) end
+      if not o.raw and not call('HGET', ctx.base .. 'order_sources', o.meta[5]) then
+        txn:hash(ctx.base .. 'order_sources', o.meta[5], '1', false)
+      end
       txn:hash(o.key, 'm', raw, o.raw)
       if o.links then
         local links_raw = pack(o.links)

@@ -88,7 +88,7 @@ end
 local function reservations_of(ctx, source, ref)
   local sources, ids = {source}, {}
   if source == '' then
-    sources = call('SMEMBERS', ctx.base .. 'order_sources')
+    sources = call('HKEYS', ctx.base .. 'order_sources')
     table.sort(sources, before)
   end
   for _, name in ipairs(sources) do
