@@ -13,193 +13,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from operator import itemgetter
-from typing import Any, Literal, get_args
-from zoneinfo import ZoneInfo, available_timezones
+from typing import Any, get_args
+from zoneinfo import ZoneInfo
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from availability.domain.limits import QUANTITY_MAX
 from availability.telemetry import Trace
 from availability.v1 import stock_pb2 as pb
+from ingest.mapping_settings import MappingSettings, Movement, TypeName
 from ingest.rows import Category, Row, RowRefused, Value
 
-FIELDS = (
-    "type",
-    "sku",
-    "node",
-    "to_node",
-    "quantity",
-    "unit",
-    "event_id",
-    "source_sequence",
-    "stream",
-    "order_source",
-    "order_ref",
-    "line",
-    "reference",
-    "reason",
-    "occurred_time",
-    "due_time",
-    "correlation_id",
-    "author",
-    "shipped_quantity",
-)
-"""Fields that a mapping may fill from columns. Those of the delta, and `unit`, which stays here."""
 _SHARED = ("type", "node", "to_node", "stream", "order_source", "reason", "author")
 """Fields of few different values: what they make of a delta is made once for each combination of their cells."""
 _TEXTS = ("order_ref", "line", "reference", "correlation_id")
-_NEVER_CONSTANT = {"event_id", "source_sequence", "occurred_time", "due_time", "shipped_quantity"}
 CACHED_MAX = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _from_bytes = pb.Delta.FromString
 
-TypeName = Literal[
-    "RECEIPT",
-    "ADJUSTMENT",
-    "SET_ON_HAND",
-    "SHIPMENT",
-    "QUARANTINE",
-    "QUARANTINE_RELEASE",
-    "WRITE_OFF",
-    "RETURN_RECEIVED",
-    "EXPECTED",
-    "TRANSFER_OUT",
-    "TRANSFER_IN",
-    "ORDER_PLACED",
-    "ORDER_CHANGED",
-    "ORDER_ALLOCATED",
-    "ORDER_CANCELLED",
-    "LINK_ORDER",
-]
 
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Movement(_Model):
-    """What a source's movement code means. ``sign`` -1 turns the quantity around; ``ignore``: no delta at all."""
-
-    type: TypeName | None = Field(None, description="Delta type.")
-    sign: Literal[1, -1] = Field(1, description="-1 turns the quantity around.")
-    absolute: bool = Field(False, description="The quantity's own sign is left out.")
-    reason: str = Field("", description="Reason where the row has none.")
-    quarantined: bool = Field(False, description="The quantity is of quarantined stock.")
-    basis: Literal["", "CUMULATIVE", "OPEN"] = Field("", description="Basis of an allocation.")
-    ignore: bool = Field(False, description="Rows of this code are no deltas.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Movement:
-        if self.ignore == (self.type is not None):
-            raise ValueError("give a type, or ignore = true")
-        return self
-
-
-class Units(_Model):
-    """Units of measure: base units in one of each. Exact: decimals as text. Per sku first, then for all."""
-
-    factors: dict[str, Decimal] = Field(
-        default_factory=dict, description="Base units in one of each, exact, as text."
-    )
-    by_sku: dict[str, dict[str, Decimal]] = Field(
-        default_factory=dict, description="The same for single skus; these come first."
-    )
-
-    @field_validator("factors")
-    @classmethod
-    def _positive(cls, factors: dict[str, Decimal]) -> dict[str, Decimal]:
-        for unit, factor in factors.items():
-            if factor <= 0:
-                raise ValueError(f"{unit}: {factor} base units in one")
-        return factors
-
-
-class Times(_Model):
-    """How times are written: ISO 8601, or by `strptime` formats; ``zone`` where a time names none."""
-
-    zone: str = Field("UTC", description="Time zone where a time names none.")
-    formats: tuple[str, ...] = Field((), description="`strptime` formats, tried before ISO 8601.")
-
-    @field_validator("zone")
-    @classmethod
-    def _known(cls, zone: str) -> str:
-        if zone not in available_timezones():
-            raise ValueError(f"no time zone is called {zone}")
-        return zone
-
-
-class MappingSettings(_Model):
-    """A mapping as it stands in a source's file. ``version`` and ``author`` go into every delta."""
-
-    version: str = Field(min_length=1, max_length=32, description="Goes into every delta.")
-    author: str = Field(min_length=1, max_length=64, description="Goes into every delta.")
-    columns: dict[str, str] = Field(min_length=1, description="Field of the delta = column of the row.")
-    constants: dict[str, str] = Field(
-        default_factory=dict, description="Field of the delta = what it always is."
-    )
-    movements: dict[str, Movement] = Field(
-        default_factory=dict, description="By movement code; none: the codes are delta types."
-    )
-    nodes: dict[str, str] = Field(default_factory=dict, description="Node code = node.")
-    other_nodes: Literal["as_they_are", "refuse"] = Field(
-        "as_they_are", description="Codes that `nodes` does not name."
-    )
-    skus: dict[str, str] = Field(default_factory=dict, description="Alias = sku.")
-    other_skus: Literal["as_they_are", "refuse"] = Field(
-        "as_they_are", description="Skus that `skus` names neither as alias nor as sku; refused: UNKNOWN_SKU."
-    )
-    sku_pattern: str = Field("", description="Regular expression that every sku must match as a whole.")
-    units: Units = Units()
-    times: Times = Times()
-    decimal_separator: Literal[".", ","] = Field(".", description="Sign before decimals.")
-    thousands_separator: Literal["", ".", ",", " ", "'"] = Field("", description="Sign between thousands.")
-    explode_kits: bool = Field(
-        True, description="Order rows that name a kit are sent as its parts; off: they become letters."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> MappingSettings:
-        problems = [
-            f"no delta has a field {name}" for name in (*self.columns, *self.constants) if name not in FIELDS
-        ]
-        problems += [
-            f"{name} comes from a column and from a constant"
-            for name in self.columns
-            if name in self.constants
-        ]
-        problems += [
-            f"{name} differs from row to row: no constant" for name in _NEVER_CONSTANT & {*self.constants}
-        ]
-        given = {*self.columns, *self.constants}
-        if "type" not in given:
-            problems.append("type is neither a column nor a constant")
-        if not given & {"sku", "order_ref"}:
-            problems.append("neither sku nor order_ref is given")
-        if "source_sequence" in given and "stream" not in given:
-            problems.append("source_sequence needs a stream: a column or a constant")
-        if self.decimal_separator == self.thousands_separator:
-            problems.append("decimal_separator and thousands_separator are the same")
-        if (
-            "type" in self.constants
-            and not self.movements
-            and self.constants["type"] not in get_args(TypeName)
-        ):
-            problems.append(f"no delta type is called {self.constants['type']}")
-        try:
-            re.compile(self.sku_pattern)
-        except re.error as error:
-            problems.append(f"sku_pattern: {error}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Template:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Template:
     """What the shared fields of a row make. ``delta`` is encoded; None: ignored by its code.
 
-    ``without_quantity``: an empty cell is no error, the type needs none.
+    ``without_quantity``: an empty cell is no error, the type needs none. One is equal to itself alone.
     """
 
     movement: Movement | None
@@ -219,8 +56,8 @@ class Mapper:
         self.columns: Sequence[str] = tuple(dict.fromkeys(mapping.columns.values()))
         self.mark = f"{mapping.author} mapping {mapping.version}"
         place = {column: number for number, column in enumerate(self.columns)}
-        self._places = {name: place[column] for name, column in mapping.columns.items()}
-        self._constants = dict(mapping.constants)
+        self.places = {name: place[column] for name, column in mapping.columns.items()}
+        self.constants = dict(mapping.constants)
         self._movements = dict(mapping.movements)
         self._nodes, self._skus = mapping.nodes, mapping.skus
         self._refuse_other_nodes = mapping.other_nodes == "refuse"
@@ -229,36 +66,36 @@ class Mapper:
         )
         self._sku_pattern = re.compile(mapping.sku_pattern) if mapping.sku_pattern else None
         self._units = mapping.units
+        self.units_by_sku = bool(mapping.units.by_sku)
         self._zone = ZoneInfo(mapping.times.zone)
         self._formats = mapping.times.formats
         self._decimal, self._thousands = mapping.decimal_separator, mapping.thousands_separator
-        self._texts = [
-            (name, self._places.get(name), self._constants.get(name, ""))
+        self.texts = [
+            (name, self.places.get(name), self.constants.get(name, ""))
             for name in _TEXTS
-            if name in self._places or name in self._constants
+            if name in self.places or name in self.constants
         ]
-        self._correlated = "correlation_id" in self._places
+        self._correlated = "correlation_id" in self.places
         self._types: dict[str, int] = {
             name: pb.DeltaType.Value(f"DELTA_TYPE_{name}") for name in get_args(TypeName)
         }
-        shared = [self._places[name] for name in _SHARED if name in self._places]
+        shared = [self.places[name] for name in _SHARED if name in self.places]
         self._key: Callable[[Sequence[Value]], object] = itemgetter(*shared) if shared else lambda _: ()
-        self._shared = shared
-        self._templates: dict[object, _Template] = {}
+        self.shared = shared
+        """Places of the cells that make a row's key in `templates`."""
+        self.templates: dict[object, Template] = {}
         self._occurred_place, self._due_place = (
-            self._places.get("occurred_time"),
-            self._places.get("due_time"),
+            self.places.get("occurred_time"),
+            self.places.get("due_time"),
         )
         self._times_seen: dict[Value, tuple[int, int]] = {}
-        self._sequence_place = self._places.get("source_sequence")
-        self._event_place = self._places.get("event_id")
-        self._sku_place = self._places.get("sku")
-        self._quantity_place = self._places.get("quantity")
-        self._has_quantity = "quantity" in self._places or "quantity" in self._constants
-        self._has_unit = "unit" in self._places or "unit" in self._constants
-        self._shipped = "shipped_quantity" in self._places
-        self.of_orders = "order_ref" in self._places or "order_ref" in self._constants
-        self.named_by_place = not {"source_sequence", "event_id"} & self._places.keys()
+        self._sequence_place = self.places.get("source_sequence")
+        self._event_place = self.places.get("event_id")
+        self.has_quantity = "quantity" in self.places or "quantity" in self.constants
+        self.has_unit = "unit" in self.places or "unit" in self.constants
+        self._shipped = "shipped_quantity" in self.places
+        self.of_orders = "order_ref" in self.places or "order_ref" in self.constants
+        self.named_by_place = not {"source_sequence", "event_id"} & self.places.keys()
         # Of the delta made last, so that nobody has to read them from it again: each reading makes an object.
         self.stream, self.number, self.occurred_s = "", 0, 0.0
 
@@ -269,10 +106,10 @@ class Mapper:
         """
         values = row.values
         try:
-            found = self._templates.get(self._key(values))
+            found = self.templates.get(self._key(values))
         except TypeError:  # a cell that is a list or an object
             found = None
-        template = found if found is not None else self._template(values)
+        template = found if found is not None else self.template(values)
         if template.delta is None:
             return None
         delta = _from_bytes(template.delta)
@@ -289,31 +126,24 @@ class Mapper:
             except ValueError as error:
                 raise RowRefused(Category.VALIDATION, "SEQUENCE", f"{number!r} is no sequence") from error
         self.stream, self.occurred_s = template.stream, 0.0
-        place = self._sku_place
-        value = values[place] if place is not None else None
-        sku = value.strip() if isinstance(value, str) else self._text(values, "sku")
+        sku = self.sku(self._cell(values, "sku"))
         if sku:
-            if self._sku_pattern is not None and self._sku_pattern.fullmatch(sku) is None:
-                raise RowRefused(Category.MAPPING, "SKU_PATTERN", f"{sku!r} does not look like a sku")
-            if self._known_skus is not None and sku not in self._known_skus:
-                raise RowRefused(Category.MAPPING, "UNKNOWN_SKU", f"{sku!r} is none of the mapping's skus")
-            delta.sku = sku = self._skus.get(sku, sku)
-        if self._has_quantity and not (template.without_quantity and not self._text(values, "quantity")):
-            delta.quantity = self._quantity(values, sku, template.movement)
+            delta.sku = sku
+        if self.has_quantity:
+            unit = self._text(values, "unit") if self.has_unit else ""
+            quantity = self.quantity(template, self._cell(values, "quantity"), unit, sku)
+            if quantity is not None:
+                delta.quantity = quantity
         if self._shipped:
-            shipped = self._text(values, "shipped_quantity")
-            if shipped:
-                delta.shipped_quantity = self._whole(
-                    self._number(shipped, "shipped_quantity"), "shipped_quantity"
-                )
-        for name, place, constant in self._texts:
+            shipped = self.shipped(self._cell(values, "shipped_quantity"))
+            if shipped is not None:
+                delta.shipped_quantity = shipped
+        for name, place, constant in self.texts:
             value = constant if place is None else values[place]
             if value is not None and value != "":
                 setattr(delta, name, value if isinstance(value, str) else str(value))
         if self._correlated:
-            trace = Trace.parse(delta.correlation_id)  # a column may hold the event's traceparent
-            if trace is not None:
-                delta.correlation_id = trace.trace_id
+            delta.correlation_id = correlation(delta.correlation_id)
         place = self._occurred_place
         if place is not None:
             value = values[place]
@@ -330,27 +160,27 @@ class Mapper:
         """Set a time as the row says it; return it in seconds since 1970."""
         if type(value) is not str and isinstance(value, (list, dict)):
             value = str(value)
-        seconds, nanos = self._times_seen.get(value) or self._moment(value, name)
+        seconds, nanos = self._times_seen.get(value) or self.moment(value, name)
         field.seconds = seconds
         if nanos:
             field.nanos = nanos
             return seconds + nanos / 1e9
         return float(seconds)
 
-    def _template(self, values: Sequence[Value]) -> _Template:
+    def template(self, values: Sequence[Value]) -> Template:
         """Make what a delta has of the shared fields, and remember it."""
         movement, kind = self._kind(values)
         if kind is None:
-            return self._remember(values, _Template(movement=movement, delta=None))
+            return self._remember(values, Template(movement=movement, delta=None))
         delta = pb.Delta(source=self.source, type=kind)  # type: ignore[arg-type]  # a plain int
         node = self._text(values, "node")
         if node:
             delta.node = self._node(node)
-        if "to_node" in self._places or "to_node" in self._constants:
+        if "to_node" in self.places or "to_node" in self.constants:
             delta.to_node = self._node(self._text(values, "to_node"))
         for name in ("stream", "order_source", "reason", "author"):
-            place = self._places.get(name)
-            value = self._constants.get(name) if place is None else values[place]
+            place = self.places.get(name)
+            value = self.constants.get(name) if place is None else values[place]
             if value is not None and value != "":
                 setattr(delta, name, value if isinstance(value, str) else str(value))
         if movement is not None:
@@ -363,7 +193,7 @@ class Mapper:
         if not delta.author:
             delta.author = self.mark
         without = kind in (pb.DELTA_TYPE_ORDER_CANCELLED, pb.DELTA_TYPE_LINK_ORDER)
-        made = _Template(
+        made = Template(
             movement=movement,
             delta=delta.SerializeToString(),
             stream=delta.stream,
@@ -371,13 +201,13 @@ class Mapper:
         )
         return self._remember(values, made)
 
-    def _remember(self, values: Sequence[Value], made: _Template) -> _Template:
-        cells = [values[place] for place in self._shared]
+    def _remember(self, values: Sequence[Value], made: Template) -> Template:
+        cells = [values[place] for place in self.shared]
         if all(cell is None or isinstance(cell, str) or (type(cell) is int and cell > 1) for cell in cells):
             # Only of types whose equal values are written equally: 1 and true are one key, and not one text.
-            if len(self._templates) >= CACHED_MAX:
-                self._templates.clear()
-            self._templates[self._key(values)] = made
+            if len(self.templates) >= CACHED_MAX:
+                self.templates.clear()
+            self.templates[self._key(values)] = made
         return made
 
     def number_only(self, row: Row) -> pb.Delta | None:
@@ -385,7 +215,7 @@ class Mapper:
 
         None where the row has no number that can be read.
         """
-        if "source_sequence" not in self._places:
+        if "source_sequence" not in self.places:
             return None
         stream, sequence = self._text(row.values, "stream"), self._text(row.values, "source_sequence")
         if not stream or not sequence.isascii() or not sequence.isdigit():
@@ -395,9 +225,9 @@ class Mapper:
     # --- Fields -------------------------------------------------------------------------------------------
 
     def _text(self, values: Sequence[Value], name: str) -> str:
-        place = self._places.get(name)
+        place = self.places.get(name)
         if place is None:
-            return self._constants.get(name, "")
+            return self.constants.get(name, "")
         value = values[place]
         if value is None:
             return ""
@@ -436,10 +266,25 @@ class Mapper:
             raise RowRefused(Category.UNKNOWN_NODE, "NODE_CODE", f"the node code {code!r} is not mapped")
         return code
 
-    def _quantity(self, values: Sequence[Value], sku: str, movement: Movement | None) -> int:
-        place = self._quantity_place
-        value = self._constants.get("quantity") if place is None else values[place]
-        unit = self._text(values, "unit") if self._has_unit else ""
+    def _cell(self, values: Sequence[Value], name: str) -> Value:
+        place = self.places.get(name)
+        return self.constants.get(name) if place is None else values[place]
+
+    def sku(self, value: Value) -> str:
+        """Return the sku that a cell names; '' where it is empty. Raises RowRefused."""
+        sku = value.strip() if isinstance(value, str) else "" if value is None else str(value)
+        if not sku:
+            return ""
+        if self._sku_pattern is not None and self._sku_pattern.fullmatch(sku) is None:
+            raise RowRefused(Category.MAPPING, "SKU_PATTERN", f"{sku!r} does not look like a sku")
+        if self._known_skus is not None and sku not in self._known_skus:
+            raise RowRefused(Category.MAPPING, "UNKNOWN_SKU", f"{sku!r} is none of the mapping's skus")
+        return self._skus.get(sku, sku)
+
+    def quantity(self, template: Template, value: Value, unit: str, sku: str) -> int | None:
+        """Return base units; None where the cell is empty and the type needs none. Raises RowRefused."""
+        if template.without_quantity and (value is None or (isinstance(value, str) and not value.strip())):
+            return None
         if not unit and type(value) is int:
             quantity = value
         else:
@@ -451,6 +296,7 @@ class Mapper:
                 if unit:
                     number *= self._factor(unit, sku)
                 quantity = self._whole(number, "quantity" if not unit else f"quantity in {unit}")
+        movement = template.movement
         if movement is not None:
             if movement.absolute:
                 quantity = abs(quantity)
@@ -458,6 +304,13 @@ class Mapper:
         if abs(quantity) > QUANTITY_MAX:
             raise RowRefused(Category.VALIDATION, "QUANTITY", f"{quantity} is beyond {QUANTITY_MAX}")
         return quantity
+
+    def shipped(self, value: Value) -> int | None:
+        """Return a shipped quantity; None where the cell is empty. Raises RowRefused."""
+        text = value.strip() if isinstance(value, str) else "" if value is None else str(value)
+        if not text:
+            return None
+        return self._whole(self._number(text, "shipped_quantity"), "shipped_quantity")
 
     def _number(self, value: Any, what: str) -> Decimal:  # Any: a cell
         text = str(value if value is not None else "").strip()
@@ -491,7 +344,7 @@ class Mapper:
             raise RowRefused(Category.MAPPING, "UNIT", f"the unit {unit!r} is not mapped")
         return factor
 
-    def _moment(self, value: Value, name: str) -> tuple[int, int]:
+    def moment(self, value: Value, name: str) -> tuple[int, int]:
         """Return seconds since 1970 and nanoseconds, and remember them."""
         if type(value) is str and not self._formats:
             try:
@@ -524,6 +377,12 @@ class Mapper:
             return datetime.fromisoformat(text)
         except ValueError:
             raise RowRefused(Category.VALIDATION, "TIME", f"{name} {text!r} is no time") from None
+
+
+def correlation(text: str) -> str:
+    """Return what a correlation id is kept as: a column may hold the event's traceparent."""
+    trace = Trace.parse(text)
+    return text if trace is None else trace.trace_id
 
 
 def describe(mapping: MappingSettings) -> Mapping[str, str]:

@@ -20,7 +20,7 @@ from pydantic import (
 
 from availability.domain.limits import REJECTED_NUMBERS_KEPT
 from ingest.formats import FormatSettings
-from ingest.mapping import MappingSettings
+from ingest.mapping_settings import MappingSettings
 from ingest.redaction import RedactSettings
 
 ENTRY_ID_COLUMN = "_entry_id"

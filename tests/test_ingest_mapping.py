@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ingest.mapping import Mapper, MappingSettings
+from ingest.mapping import Mapper
+from ingest.mapping_settings import MappingSettings
 from ingest.rows import Row, RowRefused
 
 MAPPING = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from availability.v1 import stock_pb2 as pb
 from ingest.formats.parquet import ParquetSettings
-from ingest.mapping import MappingSettings, Movement
+from ingest.mapping_settings import MappingSettings, Movement
 from ingest.reconcile.points import Point, read_point
 from ingest.reconcile.settings import SnapshotSettings
 from ingest.rows import ArtifactRefused

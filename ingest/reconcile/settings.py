@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ingest.formats import FormatSettings
-from ingest.mapping import MappingSettings
+from ingest.mapping_settings import MappingSettings
 from ingest.settings import SettingsRefused
 
 POSITION_FIELDS = ("type", "sku", "node", "quantity", "unit", "reason")
