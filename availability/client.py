@@ -43,6 +43,7 @@ __all__ = ["Acked", "Client", "ClientError", "DeltaSender", "Retry", "SequenceGa
 TIMEOUT_S = 5.0
 WATCH_S = 3600.0
 """Longest life of one watch call; the iterator then resumes where it was."""
+DELTA_STREAM = "/availability.v1.StockService/StreamDeltas"
 DELTA_STREAM_S = 3600.0
 """Longest life of one StreamDeltas call; the sender then reconnects and goes on."""
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
@@ -116,6 +117,12 @@ class Client(SnapshotCalls):
         self.stock = stk_grpc.StockServiceStub(self._channel)
         self.policies = pol_grpc.PolicyServiceStub(self._channel)
         self.exceptions = exc_grpc.ExceptionServiceStub(self._channel)
+        self._delta_stream: Callable[..., DeltaCall] = self._channel.stream_stream(
+            DELTA_STREAM,
+            request_serializer=None,
+            response_deserializer=stk.StreamDeltasResponse.FromString,
+            _registered_method=True,  # type: ignore[call-arg]  # as generated stubs do
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -448,6 +455,6 @@ class Client(SnapshotCalls):
             self, source, acked=acked, unacked_batches_max=unacked_batches_max, stopped=stopped
         )
 
-    def open_delta_stream(self, requests: Iterator[stk.StreamDeltasRequest]) -> DeltaCall:
-        """Start one StreamDeltas call; prefer ``delta_sender``, which reconnects."""
-        return self.stock.StreamDeltas(requests, timeout=DELTA_STREAM_S, metadata=self._metadata)
+    def open_delta_stream(self, requests: Iterator[bytes]) -> DeltaCall:
+        """Start one StreamDeltas call of encoded requests; prefer ``delta_sender``, which reconnects."""
+        return self._delta_stream(requests, timeout=DELTA_STREAM_S, metadata=self._metadata)

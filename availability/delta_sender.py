@@ -18,6 +18,7 @@ import grpc
 
 from availability.client_errors import ClientError, Retry, SequenceGapError
 from availability.domain.limits import BATCH_DELTAS_MAX
+from availability.encoded_deltas import EncodedDeltas
 from availability.v1 import stock_pb2 as stk
 
 UNACKED_BATCHES = 8
@@ -37,8 +38,8 @@ class DeltaCall(Protocol):
 class Opener(Protocol):
     """What opens the streams and judges their ends."""
 
-    def open_delta_stream(self, requests: Iterator[stk.StreamDeltasRequest]) -> DeltaCall:
-        """Start one StreamDeltas call."""
+    def open_delta_stream(self, requests: Iterator[bytes]) -> DeltaCall:
+        """Start one StreamDeltas call. ``requests`` are encoded."""
         ...
 
     def read_error(self, error: grpc.RpcError) -> tuple[ClientError, float | None]:
@@ -55,14 +56,20 @@ class Acked:
     """One settled batch: what was sent and what became of each delta (results in the order of deltas)."""
 
     batch_number: int
-    deltas: tuple[stk.Delta, ...]
+    deltas: Sequence[stk.Delta]
     answer: stk.StreamDeltasResponse
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
     number: int
-    deltas: tuple[stk.Delta, ...]
+    deltas: Sequence[stk.Delta]
+
+    def request(self, source: str) -> bytes:
+        if isinstance(self.deltas, EncodedDeltas):
+            return self.deltas.request(source, self.number)
+        request = stk.StreamDeltasRequest(source=source, deltas=self.deltas, batch_number=self.number)
+        return request.SerializeToString()
 
 
 class DeltaSender:
@@ -115,7 +122,10 @@ class DeltaSender:
         self.close(drain=kind is None)
 
     def send(self, deltas: Sequence[stk.Delta], *, timeout_s: float = 60.0) -> int:
-        """Queue deltas as one batch (an empty one is a heartbeat), return its number; may wait."""
+        """Queue deltas as one batch (an empty one is a heartbeat), return its number; may wait.
+
+        `EncodedDeltas` travel as they are.
+        """
         if len(deltas) > BATCH_DELTAS_MAX:
             raise ValueError(f"a batch has at most {BATCH_DELTAS_MAX} deltas, not {len(deltas)}")
         with self._changed:
@@ -125,7 +135,8 @@ class DeltaSender:
             if not self._unsettled:
                 self._progress_at = time.monotonic()
             self._last_number += 1
-            self._unsettled.append(_Batch(self._last_number, tuple(deltas)))
+            kept = deltas if isinstance(deltas, EncodedDeltas) else tuple(deltas)
+            self._unsettled.append(_Batch(self._last_number, kept))
             self._changed.notify_all()
             return self._last_number
 
@@ -228,7 +239,7 @@ class DeltaSender:
             self._progress_at = time.monotonic()
             self._changed.notify_all()
 
-    def _requests(self, connection: int) -> Iterator[stk.StreamDeltasRequest]:
+    def _requests(self, connection: int) -> Iterator[bytes]:
         """Yield every unsettled batch, then new ones, until this connection ends. Runs in gRPC's thread."""
         sent = 0
         while True:
@@ -241,4 +252,4 @@ class DeltaSender:
                     if batch is None:
                         self._changed.wait(1.0)
             sent = batch.number
-            yield stk.StreamDeltasRequest(source=self._source, deltas=batch.deltas, batch_number=batch.number)
+            yield batch.request(self._source)

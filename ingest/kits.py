@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import sqlalchemy as sa
@@ -59,6 +59,12 @@ class KitBook:
         """Ask again from now on: recipes may have changed."""
         self._kits = None
         self._orders.clear()
+
+    def known(self, skus: Iterable[str]) -> bool:
+        """Tell whether any of these skus is a kit today. Raises ClientError."""
+        if self._kits is None:
+            self._kits = self._recipes.kits()
+        return not self._kits.keys().isdisjoint(skus)
 
     def parts(self, delta: pb.Delta, now: float) -> list[pb.Delta]:
         """Return what to send instead; the delta itself where it names no kit. Raises RowRefused, ClientError."""

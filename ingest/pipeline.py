@@ -13,8 +13,9 @@ import io
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -22,8 +23,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from availability.client import Acked, ClientError, SequenceGapError
+from availability.encoded_deltas import EncodedDeltas
 from availability.v1 import stock_pb2 as pb
 from ingest.authority import Authority, Word
+from ingest.batches import BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch
+from ingest.block_mapping import BlockMapper, EncodedRows
 from ingest.database import artifacts, run_settings, unapplied_rows, upsert
 from ingest.formats import decoder_for
 from ingest.formats.compression import Truncated, opened
@@ -31,15 +35,11 @@ from ingest.kits import KitBook, Recipes
 from ingest.letters import KeptLetter, Letter, Letters
 from ingest.mapping import Mapper
 from ingest.marks import Marks, latest_of, note
-from ingest.rows import ArtifactRefused, BadRow, Category, Row, RowRefused
+from ingest.rows import ArtifactRefused, BadRow, Block, BlockDecoder, Category, Row, RowRefused
 from ingest.settings import SourceSettings
 from ingest.shadow import OnHand, Shadow
 
 READ_BYTES = 1 << 20
-BATCH_ROWS_MAX = 4_000
-"""The last row of a batch may be a kit of many parts."""
-BATCH_BYTES_MAX = 1_000_000
-"""Of rows as they came: what they become, with what a mapping adds, fits a message, and few batches fit memory."""
 OPEN, DONE, REFUSED = "OPEN", "DONE", "REFUSED"
 _REJECTED, _DUPLICATE = pb.DELTA_RESULT_REJECTED, pb.DELTA_RESULT_DUPLICATE
 _CATEGORIES: Mapping[str, Category] = {
@@ -59,7 +59,7 @@ NOT_COUNTED, COMPARED = "NOT_COUNTED", "COMPARED"
 class Sender(Protocol):
     """What deltas go to: ``availability.client.DeltaSender``."""
 
-    def send(self, deltas: list[pb.Delta], *, timeout_s: float = ...) -> int: ...
+    def send(self, deltas: Sequence[pb.Delta], *, timeout_s: float = ...) -> int: ...
     def flush(self, *, timeout_s: float = ...) -> None: ...
     def close(self, *, drain: bool = ..., timeout_s: float = ...) -> None: ...
 
@@ -94,25 +94,6 @@ class Outcome:
     progress: Progress
 
 
-@dataclass(slots=True)
-class _Batch:
-    deltas: list[pb.Delta] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    letters: list[Letter] = field(default_factory=list)
-    numbers_only: set[int] = field(default_factory=set)
-    ignored: list[int] = field(default_factory=list)
-    kept_out: list[tuple[int, str]] = field(default_factory=list)
-    compared: list[tuple[int, pb.Delta]] = field(default_factory=list)
-    bases: dict[tuple[str, str], int] = field(default_factory=dict)
-    latest: dict[str, list[float]] | None = field(default_factory=dict)
-    """By stream, of deltas as they came (`marks.note`); None: some are others, and all have to be asked."""
-    last: int = 0
-    raw_bytes: int = 0
-
-    def __len__(self) -> int:
-        return max(len(self.deltas), len(self.letters), len(self.compared), len(self.kept_out))
-
-
 class _Unsent:
     """The sender of a source whose deltas all stay here: a batch is settled at once."""
 
@@ -120,7 +101,7 @@ class _Unsent:
         self._acked = acked
         self._number = 0
 
-    def send(self, deltas: list[pb.Delta], *, timeout_s: float = 0.0) -> int:
+    def send(self, deltas: Sequence[pb.Delta], *, timeout_s: float = 0.0) -> int:
         """Settle a batch. Deltas in it are a bug."""
         assert not deltas, "a source in shadow has something to send"
         self._number += 1
@@ -161,6 +142,7 @@ class Pipeline:
         self._send_timeout_s = send_timeout_s
         self._stopped = stopped
         self._mapper = Mapper(settings.source, settings.mapping)
+        self._blocks = BlockMapper(self._mapper)
         self._decoder = decoder_for(settings.format)
         self.marks = Marks(engine, settings.source)
         self._authority = Authority(engine, settings.source, shadow=settings.mode == "shadow")
@@ -239,22 +221,32 @@ class Pipeline:
 
         Raises ArtifactRefused.
         """
-        mapper, prefix = self._mapper, checksum[:24]
-        named_by_place = mapper.named_by_place
-        position = 0
+        for piece in self._pieces(artifact, by_blocks=False):
+            assert not isinstance(piece, Block)
+            yield self._translated(piece, checksum)
+
+    def _translated(
+        self, row: Row | BadRow, checksum: str
+    ) -> tuple[Row | BadRow, pb.Delta | None, RowRefused | None]:
+        if isinstance(row, BadRow):
+            return row, None, RowRefused(Category.VALIDATION, row.reason, row.message)
+        mapper = self._mapper
+        name = f"{checksum[:24]}:{row.position}" if mapper.named_by_place else ""
         try:
-            for row in self._decoder.rows(opened(artifact), mapper.columns):
-                position = row.position
-                if isinstance(row, BadRow):
-                    yield row, None, RowRefused(Category.VALIDATION, row.reason, row.message)
-                    continue
-                try:
-                    yield row, mapper.delta(row, f"{prefix}:{position}" if named_by_place else ""), None
-                except RowRefused as refused:
-                    yield row, None, refused
+            return row, mapper.delta(row, name), None
+        except RowRefused as refused:
+            return row, None, refused
+
+    def _pieces(self, artifact: BinaryIO, *, by_blocks: bool) -> Iterator[Block | Row | BadRow]:
+        """Yield what an artifact holds; that it ends too early is a bad row at its end. Raises ArtifactRefused."""
+        decoder, position = self._decoder, 0
+        read = decoder.pieces if by_blocks and isinstance(decoder, BlockDecoder) else decoder.rows
+        try:
+            for piece in read(opened(artifact), self._mapper.columns):
+                position = piece.first + len(piece) - 1 if isinstance(piece, Block) else piece.position
+                yield piece
         except Truncated as error:
-            bad = BadRow(position + 1, "TRUNCATED", str(error), b"")
-            yield bad, None, RowRefused(Category.VALIDATION, bad.reason, bad.message)
+            yield BadRow(position + 1, "TRUNCATED", str(error), b"")
 
     # --- One run ------------------------------------------------------------------------------------------
 
@@ -276,8 +268,7 @@ class Pipeline:
     def _send(
         self, path: Path, run: _Run, checksum: str, progress: Progress, watch: Callable[[Progress], None]
     ) -> None:
-        settings, rows_max = self._settings, min(self._settings.batch_deltas, BATCH_ROWS_MAX)
-        waiting: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[Batch] = queue.SimpleQueue()
         settled = threading.Lock()
 
         def acked(ack: Acked) -> None:
@@ -288,36 +279,10 @@ class Pipeline:
         self._authority.refresh()
         if self._kits is not None:
             self._kits.forget()
-        plain, mapper, of_orders = self._authority.simple, self._mapper, self._mapper.of_orders
         sender: Sender = self._open_sender(acked) if self._authority.sends else _Unsent(acked)
         try:
-            with path.open("rb") as artifact:
-                batch, rows, rows_limit, position = _Batch(), 0, settings.rows_max, run.position
-                for row, delta, refused in self.translated(artifact, checksum):
-                    rows += 1
-                    if rows > rows_limit:
-                        raise ArtifactRefused(f"more than {rows_limit} rows")
-                    if row.position <= position:
-                        continue  # settled before the restart
-                    batch.last = row.position
-                    batch.raw_bytes += len(row.raw)
-                    if delta is not None and plain and not (of_orders and delta.order_ref):
-                        batch.deltas.append(delta)
-                        batch.rows.append(row)  # type: ignore[arg-type]  # what has a delta is a Row
-                        if batch.latest is not None:
-                            note(batch.latest, mapper.stream, mapper.occurred_s, mapper.number)
-                        full = len(batch.deltas) >= rows_max
-                    else:
-                        batch.latest = None
-                        self._take(run, batch, row, delta, refused)
-                        full = len(batch) >= rows_max
-                    if full or batch.raw_bytes >= BATCH_BYTES_MAX:
-                        progress.rows, progress.bytes_read = rows, artifact.tell()
-                        self._hand_on(batch, waiting, sender)
-                        batch, plain = _Batch(), self._authority.simple
-                progress.rows = rows
-                if batch.last:
-                    progress.bytes_read = progress.bytes_total
+            with path.open("rb", buffering=0) as artifact:  # `opened` has a larger buffer
+                for batch in self._batches(run, artifact, checksum, progress):
                     self._hand_on(batch, waiting, sender)
             sender.flush(timeout_s=self._send_timeout_s)
         except BaseException:
@@ -325,15 +290,69 @@ class Pipeline:
             raise
         sender.close()
 
+    def _batches(self, run: _Run, artifact: BinaryIO, checksum: str, progress: Progress) -> Iterator[Batch]:
+        """Yield what was not settled before a restart. Raises ArtifactRefused, ClientError."""
+        rows_max, batch = min(self._settings.batch_deltas, BATCH_ROWS_MAX), Batch()
+        for piece in self._pieces(artifact, by_blocks=True):
+            rows: Iterable[Row | BadRow]
+            if isinstance(piece, Block):
+                done, count = 0, len(piece)
+                encoded = self._encoded(piece, checksum, self._settings.rows_max - progress.rows)
+                if encoded is not None:
+                    done = min(count, max(0, run.position - piece.first + 1))
+                    while done < count and self._authority.simple:
+                        more = min(count - done, rows_max - len(batch))
+                        batch.put_block(piece, encoded, done, done + more)
+                        done += more
+                        if len(batch) >= rows_max or batch.raw_bytes >= BATCH_BYTES_MAX:
+                            progress.bytes_read = artifact.tell()
+                            yield batch
+                            batch = Batch()
+                    progress.rows += done
+                rows = islice(piece.rows(), done, None) if done < count else ()
+            else:
+                rows = (piece,)
+            for row in rows:
+                progress.rows += 1
+                if progress.rows > self._settings.rows_max:
+                    raise ArtifactRefused(f"more than {self._settings.rows_max} rows")
+                if row.position <= run.position:
+                    continue  # settled before the restart
+                self._take(run, batch, *self._translated(row, checksum))
+                if len(batch) >= rows_max or batch.raw_bytes >= BATCH_BYTES_MAX:
+                    progress.bytes_read = artifact.tell()
+                    yield batch
+                    batch = Batch()
+        progress.bytes_read = progress.bytes_total
+        if batch.last:
+            yield batch
+
+    def _encoded(self, block: Block, checksum: str, rows_left: int) -> EncodedRows | None:
+        """Translate a block that just counts; None: go row by row. Raises ClientError."""
+        if not self._authority.simple or len(block) > rows_left:
+            return None
+        is_kit = self._kits.known if self._kits is not None else None
+        encoded = self._blocks.encode(block, checksum[:24], is_kit=is_kit)
+        return encoded if encoded is not None and encoded.size <= BATCH_BYTES_MAX else None
+
     def _take(
         self,
         run: _Run,
-        batch: _Batch,
+        batch: Batch,
         row: Row | BadRow,
         delta: pb.Delta | None,
         refused: RowRefused | None,
     ) -> None:
         """Put a row into a batch, as what it is worth."""
+        batch.last = row.position
+        batch.raw_bytes += len(row.raw)
+        if delta is not None and self._authority.simple and not (self._mapper.of_orders and delta.order_ref):
+            mapper = self._mapper
+            batch.put(delta, row)  # type: ignore[arg-type]  # what has a delta is a Row
+            if batch.latest is not None:
+                note(batch.latest, mapper.stream, mapper.occurred_s, mapper.number)
+            return
+        batch.latest = None
         if refused is None:
             if delta is None:
                 batch.ignored.append(row.position)
@@ -351,12 +370,11 @@ class Pipeline:
             assert isinstance(row, Row)
             self._number(batch, row, number.stream, number.source_sequence)
 
-    def _place(self, batch: _Batch, row: Row, delta: pb.Delta) -> None:
+    def _place(self, batch: Batch, row: Row, delta: pb.Delta) -> None:
         """Ask who speaks for it, and what its parts are. Raises RowRefused, ClientError."""
         parts = self.parts(delta)
         if parts == [delta] and self._authority.simple:
-            batch.deltas.append(delta)
-            batch.rows.append(row)
+            batch.put(delta, row)
             return
         stream, sequence = delta.stream, delta.source_sequence
         words = [self._authority.word(part, stream, sequence) for part in parts]
@@ -366,8 +384,7 @@ class Pipeline:
         if sent != [delta] and sequence and self._authority.sends:
             self._number(batch, row, stream, sequence)
         for part in sent:
-            batch.deltas.append(part)
-            batch.rows.append(row)
+            batch.put(part, row)
         for part, word in zip(parts, words, strict=True):
             if word is Word.COMPARED:
                 batch.compared.append((row.position, part))
@@ -379,26 +396,25 @@ class Pipeline:
         """Return what is sent of a delta: itself, or the parts of a kit. Raises RowRefused, ClientError."""
         return [delta] if self._kits is None else self._kits.parts(delta, self._now())
 
-    def _number(self, batch: _Batch, row: Row, stream: str, sequence: int) -> None:
+    def _number(self, batch: Batch, row: Row, stream: str, sequence: int) -> None:
         """Use up a number whose delta is not sent, so that the next one is no gap."""
         batch.numbers_only.add(len(batch.deltas))
-        batch.deltas.append(pb.Delta(source=self._settings.source, stream=stream, source_sequence=sequence))
-        batch.rows.append(row)
+        batch.put(pb.Delta(source=self._settings.source, stream=stream, source_sequence=sequence), row)
 
-    def _hand_on(self, batch: _Batch, waiting: queue.SimpleQueue[_Batch], sender: Sender) -> None:
+    def _hand_on(self, batch: Batch, waiting: queue.SimpleQueue[Batch], sender: Sender) -> None:
         if batch.compared:
             batch.bases = self._shadow.bases(part for _, part in batch.compared)
         if self._stopped():
             raise ClientError("CANCELLED", "CANCELLED", "stopped within a file; it goes on where it was")
         waiting.put(batch)
-        sender.send(batch.deltas, timeout_s=self._send_timeout_s)
+        sender.send(EncodedDeltas(batch.deltas), timeout_s=self._send_timeout_s)
         self._authority.refresh()
 
-    def _settle(self, run: _Run, batch: _Batch, answer: pb.StreamDeltasResponse, progress: Progress) -> None:
+    def _settle(self, run: _Run, batch: Batch, answer: pb.StreamDeltasResponse, progress: Progress) -> None:
         """Note what the ledger has taken: dead letters and the place reached, in one transaction."""
         accepted = answer.accepted_count
         parked = accepted < len(batch.deltas)
-        last = batch.rows[accepted].position - 1 if parked else batch.last
+        last = batch.rows.position(accepted) - 1 if parked else batch.last
         letters = [letter for letter in batch.letters if letter.position <= last]
         again: list[Letter] = []
         for detail in answer.details:
@@ -409,7 +425,7 @@ class Pipeline:
                 row = batch.rows[detail.index]
                 category = _CATEGORIES.get(detail.reason, Category.VALIDATION)
                 refused = RowRefused(category, detail.reason, detail.message)
-                letter = self._letter(run, row, refused, batch.deltas[detail.index])
+                letter = self._letter(run, row, refused, pb.Delta.FromString(batch.deltas[detail.index]))
                 (letters if detail.result == _REJECTED else again).append(letter)
         results = list(answer.results[:accepted])
         for index in batch.numbers_only:
@@ -429,13 +445,13 @@ class Pipeline:
             self._letters.put(connection, letters, now)
             latest = batch.latest
             if latest is None or parked:
-                latest = latest_of([*batch.deltas[:accepted], *compared])
+                latest = latest_of(chain(map(pb.Delta.FromString, batch.deltas[:accepted]), compared))
             self.marks.settled(connection, latest, now)
             counted = self._shadow.add(connection, compared, batch.bases, now) if compared else 0
-            if applied < len(batch.rows[:accepted]) or kept_out:
+            if applied < accepted or kept_out:
                 without_effect = [
-                    (row.position, _NO_EFFECT[result])
-                    for row, result in zip(batch.rows, results, strict=False)
+                    (batch.rows.position(index), _NO_EFFECT[result])
+                    for index, result in enumerate(results)
                     if result in _NO_EFFECT
                 ]
                 _keep_unapplied(connection, run.run_id, [*without_effect, *kept_out])

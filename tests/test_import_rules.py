@@ -26,6 +26,7 @@ GUEST_PARTS = (
     "availability.client_errors",
     "availability.audit",
     "availability.delta_sender",
+    "availability.encoded_deltas",
     "availability.replica",
     "availability.history",
     "availability.domain",
@@ -71,7 +72,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "availability.v1",
         "availability.domain",
     ),
-    "availability.delta_sender": ("availability.client_errors", "availability.v1", "availability.domain"),
+    "availability.delta_sender": (
+        "availability.client_errors",
+        "availability.encoded_deltas",
+        "availability.v1",
+        "availability.domain",
+    ),
+    "availability.encoded_deltas": ("availability.v1",),
     # Composition roots: they read the configuration, build the parts and hand them to each other.
     "availability.app": OURS,
     "availability.cli": OURS,

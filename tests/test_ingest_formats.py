@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import polars as pl
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +117,16 @@ def test_parquet_by_names() -> None:
     assert read(ParquetSettings(), buffer.getvalue(), "sku", "quantity") == [("T", 3), ("C", 4)]
     with pytest.raises(ArtifactRefused, match="node"):
         read(ParquetSettings(), buffer.getvalue(), "node")
+
+
+def test_compressed_parquet_is_read(tmp_path: Path) -> None:
+    """Whole files may be gzipped, as any other may: what is unpacked cannot be wound back, and need not be."""
+    for compress in (gzip.compress, zstandard.ZstdCompressor().compress):
+        path = tmp_path / "a.parquet"
+        path.write_bytes(compress(parquet_bytes()))
+        with path.open("rb", buffering=0) as artifact:
+            rows = list(decoder_for(ParquetSettings()).rows(opened(artifact), ("sku",)))
+        assert [row.values[0] for row in rows if isinstance(row, Row)] == ["s0", "s1", "s2"]
 
 
 def test_a_damaged_part_of_parquet_is_one_bad_row_and_the_others_are_read() -> None:

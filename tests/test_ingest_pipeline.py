@@ -167,6 +167,19 @@ def test_bad_rows_become_letters_and_the_others_go_in(desk: Desk, names: Names) 
         assert letter.raw == f"{line}\r\n".encode()
 
 
+def test_what_the_ledger_refuses_is_a_letter_with_its_line(desk: Desk, names: Names) -> None:
+    """Nothing is wrong with the row's shape: the whole block goes in, and the row is found again."""
+    tea = names.sku("tea")
+    rows = [f"101;{tea};P1;{1 if n != 13 else 0};EA;01.11.2026 08:{n:02d}" for n in range(30)]
+    outcome = desk.pipeline().carry(desk.write("a.csv", *rows))
+    assert (outcome.progress.applied, outcome.progress.refused) == (29, 1)
+    (letter,) = desk.letters.find()
+    assert (letter.position, letter.reason) == (15, "INVALID_QUANTITY")
+    assert letter.raw == (rows[13] + "\r\n").encode()
+    assert letter.context == (HEADER + "\r\n").encode()
+    assert desk.on_hand(tea) == 29
+
+
 def test_a_file_that_comes_again_changes_nothing(desk: Desk, names: Names) -> None:
     """By another name too: its checksum is known."""
     tea = names.sku("tea")

@@ -19,7 +19,7 @@ class Truncated(Exception):
 def opened(artifact: BinaryIO) -> BinaryIO:
     """Return the artifact's content, uncompressed where it is compressed. Reading raises Truncated."""
     buffered = io.BufferedReader(artifact, BUFFER_BYTES) if isinstance(artifact, io.RawIOBase) else artifact
-    magic = _peek(buffered, 4)
+    magic = peek(buffered, 4)
     if magic.startswith(GZIP_MAGIC):
         return io.BufferedReader(_Checked(gzip.GzipFile(fileobj=buffered, mode="rb")), BUFFER_BYTES)
     if magic == ZSTD_MAGIC:
@@ -30,10 +30,11 @@ def opened(artifact: BinaryIO) -> BinaryIO:
     return buffered
 
 
-def _peek(artifact: BinaryIO, count: int) -> bytes:
-    peek = getattr(artifact, "peek", None)
-    if peek is not None:
-        found: bytes = peek(count)
+def peek(artifact: BinaryIO, count: int) -> bytes:
+    """Return the next bytes, which are read again. Raises Truncated."""
+    look = getattr(artifact, "peek", None)
+    if look is not None:
+        found: bytes = look(count)
         return found[:count]
     found = artifact.read(count)
     artifact.seek(-len(found), io.SEEK_CUR)

@@ -1,17 +1,19 @@
-"""JSON lines: one object a line. Numbers stay exact: quantities are whole numbers or text, never rounded."""
+"""JSON lines: one object a line. Numbers stay exact: quantities are whole numbers or text, never rounded.
+
+Lines of which each is an object, and no blank ones between, are read by blocks; any other block line by line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any, BinaryIO, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
-from ingest.rows import BadRow, Row
-
-LINE_BYTES_MAX = 1_000_000
-
+from ingest.formats.line_blocks import LINE_BYTES_MAX, LineBlocks
+from ingest.rows import BadRow, Block, Row, rows_of
 
 _values = msgspec.structs.astuple
 
@@ -25,7 +27,7 @@ class JsonLinesSettings(BaseModel):
 
 
 class JsonLinesDecoder:
-    """Reads by lines; keeps one in memory. Decimal fractions come as exact text."""
+    """Reads by blocks of lines; keeps one block in memory. Decimal fractions come as exact text."""
 
     context = b""
 
@@ -34,16 +36,36 @@ class JsonLinesDecoder:
 
     def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield rows with the columns asked for, None where a key is absent."""
+        return rows_of(self.pieces(artifact, columns))
+
+    def pieces(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Block | Row | BadRow]:
+        """Yield the same rows, in blocks where each line is an object."""
         paths = [tuple(column.split(".")) for column in columns]
         flat = all(len(path) == 1 for path in paths)
-        decode = _picking(columns) if flat else self._decode
+        picking = _picking(columns, Any)
+        decode = picking.decode if flat else self._decode
+        regular = _picking(columns, str | int | None)
         position = 0
-        while raw := artifact.readline(LINE_BYTES_MAX):
+        source = LineBlocks(artifact)
+        while True:
+            if flat and not source.holding:
+                data = source.block()
+                if not data:
+                    return
+                cells = _regular(data, regular)
+                if cells is not None:
+                    yield Block(position + 1, cells, cache(partial(data.splitlines, True)), len(data), True)
+                    position += len(cells[0])
+                    continue
+                source.give_back(data)
+            raw = source.readline()
+            if not raw:
+                return
             position += 1
             if len(raw) == LINE_BYTES_MAX and not raw.endswith(b"\n"):
                 head = raw[:1000]
                 while raw and not raw.endswith(b"\n"):
-                    raw = artifact.readline(LINE_BYTES_MAX)
+                    raw = source.readline()
                 yield BadRow(position, "LINE_TOO_LONG", f"more than {LINE_BYTES_MAX} bytes", head)
                 continue
             if position == 1 and raw.startswith(b"\xef\xbb\xbf"):
@@ -63,12 +85,35 @@ class JsonLinesDecoder:
                 yield BadRow(position, "MALFORMED_ROW", "the line is no JSON object", raw)
 
 
-def _picking(columns: Sequence[str]) -> Callable[[bytes], Any]:  # Any: the structure made here
+def _regular(data: bytes, picking: msgspec.json.Decoder[Any]) -> Sequence[Sequence[object]] | None:
+    """Return by column what lines hold of which each is one object, of texts and integers; None: it is not so.
+
+    One that goes on in the next line cannot be taken for two: after `}` nothing but a whole object is followed by `{`.
+    """
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    if (
+        len(data) > LINE_BYTES_MAX
+        or b"\r" in data
+        or not data.startswith(b"{")
+        or not data.endswith((b"}", b"}\n"))
+        or data.count(b"}\n{") != lines - 1
+    ):
+        return None
+    try:
+        found = picking.decode_lines(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return list(zip(*map(_values, found), strict=True)) if len(found) == lines else None
+
+
+def _picking(
+    columns: Sequence[str], cell: object
+) -> msgspec.json.Decoder[Any]:  # Any: the structure made here
     """Return what reads the keys asked for, absent ones as None: half the time of reading all into a dict."""
-    fields = [(f"column_{number}", Any, None) for number in range(len(columns))]
+    fields = [(f"column_{number}", cell, None) for number in range(len(columns))]
     names = {field[0]: column for field, column in zip(fields, columns, strict=True)}
     line = msgspec.defstruct("Line", fields, rename=names, gc=False)
-    return msgspec.json.Decoder(line, float_hook=str).decode
+    return msgspec.json.Decoder(line, float_hook=str)
 
 
 def _at(found: Any, path: tuple[str, ...]) -> object:  # Any: JSON

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict
 
+from ingest.formats.compression import peek
 from ingest.formats.json_lines import JsonLinesDecoder, JsonLinesSettings
-from ingest.rows import ArtifactRefused, BadRow, Row
+from ingest.rows import ArtifactRefused, BadRow, Block, Row, rows_of
 
 if TYPE_CHECKING:
     import polars as pl
 
 SLICE_ROWS = 10_000
-MAGIC = b"PAR1"
+BLOCK_ROWS = 1_000
+"""What is wrong with one row costs the others of its block the short way."""
 
 
 class ParquetSettings(BaseModel):
@@ -43,14 +45,16 @@ class ParquetDecoder:
 
     def rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield rows with the columns asked for. Raises ArtifactRefused for what is no Parquet file."""
-        head = artifact.read(len(MAGIC))
-        artifact.seek(-len(head), io.SEEK_CUR)
-        if head[:1] == b"{":
-            yield from self._lines.rows(artifact, columns)
-            return
-        yield from self._table_rows(artifact, columns)
+        return rows_of(self.pieces(artifact, columns))
 
-    def _table_rows(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Row | BadRow]:
+    def pieces(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Block | Row | BadRow]:
+        """Yield the same rows, in blocks. Raises ArtifactRefused for what is no Parquet file."""
+        if peek(artifact, 1) == b"{":
+            yield from self._lines.pieces(artifact, columns)
+            return
+        yield from self._table(artifact, columns)
+
+    def _table(self, artifact: BinaryIO, columns: Sequence[str]) -> Iterator[Block | BadRow]:
         import polars as pl
 
         path = Path(str(getattr(artifact, "name", "")))
@@ -81,16 +85,18 @@ class ParquetDecoder:
                         first + 1, "UNREADABLE", f"rows {first + 1} to {last} cannot be read: {error}", b""
                     )
                     continue
-                for number, (values, raw) in enumerate(
-                    zip(cells.iter_rows(), _lines(cells), strict=True), first + 1
-                ):
-                    yield Row(number, values, raw)
+                kinds = cells.dtypes
+                plain = all(kind == pl.String or kind == pl.Datetime or kind.is_integer() for kind in kinds)
+                for at in range(0, len(cells), BLOCK_ROWS):
+                    part = cells.slice(at, BLOCK_ROWS)
+                    by_column = [part[column].to_list() for column in columns]
+                    yield Block(first + at + 1, by_column, cache(partial(_lines, part)), 0, plain)
 
 
-def _lines(cells: pl.DataFrame) -> Iterable[bytes]:
+def _lines(cells: pl.DataFrame) -> Sequence[bytes]:
     """Return the rows as JSON objects: all at once where their types leave no choice, which costs a fifth."""
     import polars as pl
 
     if all(kind in (pl.String, pl.Boolean) or kind.is_integer() for kind in cells.dtypes):
         return cells.write_ndjson().encode().splitlines()
-    return (orjson.dumps(row, default=str) for row in cells.iter_rows(named=True))
+    return [orjson.dumps(row, default=str) for row in cells.iter_rows(named=True)]
