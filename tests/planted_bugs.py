@@ -85,15 +85,6 @@ class Bug:
     tests: tuple[str, ...] = TESTS
 
 
-LATE = (
-    "tests/test_last_seen.py",
-    "tests/test_ingest_letters.py",
-    "tests/test_ingest_webhook.py",
-    "tests/faults/test_fault_open_orders.py",
-    "tests/faults/test_fault_clock.py",
-    "tests/faults/test_fault_input.py",
-    "tests/test_ingest_pipeline.py",
-)
 RECONCILE = (
     "tests/test_reconcile_compare.py",
     "tests/test_reconcile_causes.py",
@@ -236,18 +227,18 @@ BUGS = (
     Bug("a gap that was merged is merged again", "availability/history/retention.py", " and row.version > before]", "]", HISTORY),
     Bug("any seal holds", "availability/history/seal.py", "return hmac.compare_digest(seal.encode(), self.seal(what, fields).encode())", "return True", HISTORY),
     Bug("columns are not held against the records' bytes", "availability/history/prove.py", "            if _plain(made.journal[-1]) != _plain(row):", "            if False:", HISTORY),
-    Bug("a late cancel is judged by the name that it was told under", LUA + "08_orders.lua", "local lines = Orders.told(ctx, o, sku)[LINES]", "local lines = facts[LINES]", LATE),
-    Bug("an old order leaves the list though it is open", LUA + "13_upkeep.lua", "        if not open then\n          local order", "        txn:add({'ZREM', key, one})\n        if not open then\n          local order", LATE),
-    Bug("event ids are looked up for thirty days, whatever the window", LUA + "11_deltas.lua", "for back = 0, Deltas.generations(window_ms) do", "for back = 0, 2 do", LATE),
-    Bug("event ids are forgotten after thirty days, whatever the window", LUA + "13_upkeep.lua", "Deltas.generations(cmd[5] or 30 * DAY_MS) + 1", "3", LATE),
-    Bug("streams of a source have no end", LUA + "11_deltas.lua", "if ctx.stream_count >= most then return nil end", "", LATE),
-    Bug("what a machine has seen becomes whatever Redis holds", "availability/ledger/last_seen.py", "noted.ledger_id != seen.ledger_id or", "False or", LATE),
+    Bug("a late cancel is judged by the name that it was told under", LUA + "08_orders.lua", "local lines = Orders.told(ctx, o, sku)[LINES]", "local lines = facts[LINES]", ("tests/faults/test_fault_open_orders.py",)),
+    Bug("an old order leaves the list though it is open", LUA + "13_upkeep.lua", "        if not open then\n          local order", "        txn:add({'ZREM', key, one})\n        if not open then\n          local order", ("tests/faults/test_fault_open_orders.py",)),
+    Bug("event ids are looked up for thirty days, whatever the window", LUA + "11_deltas.lua", "for back = 0, Deltas.generations(window_ms) do", "for back = 0, 2 do", ("tests/faults/test_fault_clock.py",)),
+    Bug("event ids are forgotten after thirty days, whatever the window", LUA + "13_upkeep.lua", "Deltas.generations(cmd[5] or 30 * DAY_MS) + 1", "3", ("tests/faults/test_fault_clock.py",)),
+    Bug("streams of a source have no end", LUA + "11_deltas.lua", "if ctx.stream_count >= most then return nil end", "", ("tests/faults/test_fault_input.py",)),
+    Bug("what a machine has seen becomes whatever Redis holds", "availability/ledger/last_seen.py", "noted.ledger_id != seen.ledger_id or", "False or", ("tests/test_last_seen.py",)),
     Bug("polling goes on from a date that lies ahead", "publisher/orders/poller.py", "latest_us = min(latest_us, int(self._now() * SECOND_US))", "pass", SHOP_ORDERS),
     Bug("a reading is older than a date that lies ahead", "publisher/orders/facts.py", " <= now_us + AHEAD_US:", ":", SHOP_ORDERS),
-    Bug("a letter that was replayed stays closed for every event", "ingest/letters.py", "sa.case((anew, WAITING), else_=own.state)", "own.state", LATE),
-    Bug("a conflict that was replayed waits again", "ingest/letters.py", "                statement.excluded.category != Category.CONFLICT.value,\n", "", LATE),
-    Bug("half a write stays in the spool", "ingest/sources/webhook.py", "            os.ftruncate(self._file, kept)\n", "", LATE),
-    Bug("a file that cannot be read ends the round", "ingest/sources/drop_folder.py", "                if path.exists():\n", "                if path.exists():\n                    raise\n", LATE),
+    Bug("a letter that was replayed stays closed for every event", "ingest/letters.py", "sa.case((anew, WAITING), else_=own.state)", "own.state", ("tests/test_ingest_letters.py",)),
+    Bug("a conflict that was replayed waits again", "ingest/letters.py", "                statement.excluded.category != Category.CONFLICT.value,\n", "", ("tests/test_ingest_letters.py",)),
+    Bug("half a write stays in the spool", "ingest/sources/webhook.py", "            os.ftruncate(self._file, kept)\n", "", ("tests/test_ingest_webhook.py",)),
+    Bug("a file that cannot be read ends the round", "ingest/sources/drop_folder.py", "                if path.exists():\n", "                if path.exists():\n                    raise\n", ("tests/test_ingest_pipeline.py",)),
 )  # fmt: skip
 
 
