@@ -62,3 +62,29 @@ def test_a_bug_after_sending_leaves_the_outcome_open() -> None:
         sent.wait()
     with pytest.raises(LedgerFunctionFailed):
         unsent.wait()
+
+
+def test_a_call_that_comes_while_the_queue_closes_is_answered() -> None:
+    """Between the look at the door and the queue the door was shut: who is told by others must not wait for ever."""
+    made = CommitQueue(
+        ConnectionSettings(url="redis://127.0.0.1:1/0", connect_timeout_s=0.1), QueueSettings(), packaged()
+    )
+    made.start("ledger")
+    real = made._queue
+
+    class Slow:
+        """Closes the queue right before a call is put into it."""
+
+        def put(self, item: Pending | None) -> None:
+            if item is not None:
+                made._queue = real
+                made.close()
+            real.put(item)
+
+    made._queue = Slow()  # type: ignore[assignment]  # stands in for one call
+    told: list[int] = []
+    pending = made.submit("f", b"", time.monotonic() + 60)
+    pending.on_done(lambda: told.append(1))
+    assert told == [1]
+    with pytest.raises(LedgerUnreachable):
+        pending.wait()

@@ -146,6 +146,10 @@ def _unanswered() -> LedgerUnreachable:
     return LedgerUnreachable("Redis did not answer in time; ask again with the same id")
 
 
+def _closing() -> LedgerUnreachable:
+    return LedgerUnreachable("the server is shutting down")
+
+
 @dataclass(slots=True)
 class _Sent:
     """A group whose answers are awaited, ``replies`` of them; ``calls`` are those of ``every`` that are not settled."""
@@ -221,8 +225,12 @@ class CommitQueue:
         """Send what was submitted and stop."""
         self._closed.set()
         self._queue.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        for thread, wait_s in ((self._thread, 10), (self._deadlines, 1)):
+            if thread.is_alive():
+                thread.join(timeout=wait_s)
+        while self._owed:  # what came at the last moment, or hangs: nobody else would tell
+            pending = self._owed.popleft()
+            pending.finish(error=_unanswered() if pending.sent else _closing())
         self._drop_connection()
         self._pool.disconnect()
 
@@ -239,7 +247,7 @@ class CommitQueue:
         """Queue a call; ``deadline`` is a monotonic time. Never blocks."""
         pending = Pending(function, payload, deadline)
         if self._closed.is_set():
-            pending.finish(error=LedgerUnreachable("the server is shutting down"))
+            pending.finish(error=_closing())
             return pending
         self._owed.append(pending)
         self._queue.put(pending)
