@@ -93,6 +93,15 @@ class Operations:
         Marks(self._engine, source).skipped(stream)
         return answer.stream
 
+    def reset_stream(self, source: str, stream: str, reason: str) -> pb.StreamStatus:
+        """Forget where a stream stands: the next number opens it anew. Raises ClientError."""
+        answer = self._client.call(
+            self._client.stock.ResetStream,
+            pb.ResetStreamRequest(source=source, stream=stream, reason=reason),
+        )
+        Marks(self._engine, source).skipped(stream)
+        return answer.stream
+
     # --- ERP swap -----------------------------------------------------------------------------------------
 
     def shadow(self, settings: SourceSettings) -> Shadow:

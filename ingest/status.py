@@ -27,6 +27,8 @@ class StreamLine:
     parked_s: float | None
     waits_for: int
     watermark: float | None
+    was_reset: bool = False
+    """Its next number opens it, whatever that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +54,13 @@ def stream_lines(
         mark, status = noted.get(stream), told.get(stream)
         parked = status is not None and status.state == pb.STREAM_STATE_PARKED
         parked_s = None
-        if mark is not None and mark.parked_at is not None:
-            parked_s = max(0.0, now - mark.parked_at)
-        elif parked and status is not None:
-            parked_s = 0.0
+        if (
+            parked or status is None
+        ):  # the ledger's word counts: a stream may have been reset by another way than ours
+            if mark is not None and mark.parked_at is not None:
+                parked_s = max(0.0, now - mark.parked_at)
+            elif parked:
+                parked_s = 0.0
         age_s = None
         if status is not None:
             age_s = status.age_ms / 1000
@@ -69,6 +74,7 @@ def stream_lines(
                 parked_s=parked_s,
                 waits_for=status.last_sequence + 1 if parked and status is not None else 0,
                 watermark=mark.watermark if mark is not None and mark.watermark else None,
+                was_reset=status is not None and status.state == pb.STREAM_STATE_RESET,
             )
         )
     return tuple(lines)

@@ -165,6 +165,32 @@ def test_status_shows_what_waits_and_a_gap_can_be_skipped(works: Works) -> None:
     assert works.on_hand(tea) == 12
 
 
+def test_a_stream_that_was_reset_says_so_until_its_next_number(works: Works) -> None:
+    """ListStreams as ResetStream: a source that counts anew is seen to, and waits for nothing; then it is open."""
+    source = works.source("wms", columns=NUMBERS)
+    tea = works.names.sku("tea")
+    works.carry(source, f"RECEIPT,{tea},{works.node},3,s,8")
+    with pytest.raises(SequenceGapError):
+        works.desk.pipeline(source).carry(works.write(source, f"RECEIPT,{tea},{works.node},1,s,12"))
+
+    def state() -> tuple[str, int]:
+        request = stk.ListStreamsRequest(source=source)
+        (stream,) = works.desk.client.call(works.desk.client.stock.ListStreams, request).streams
+        return stk.StreamState.Name(stream.state).removeprefix("STREAM_STATE_"), stream.last_sequence
+
+    assert state() == ("PARKED", 8)
+    answer = works.desk.operations.reset_stream(source, "s", "the WMS was set up anew")
+    assert answer.state == stk.STREAM_STATE_RESET
+    assert state() == ("RESET", 0)
+    (stream,) = works.desk.operations.status(works.sources[source]).streams
+    assert (stream.was_reset, stream.parked_s, stream.waits_for) == (True, None, 0)
+    works.carry(source, f"RECEIPT,{tea},{works.node},5,s,1")
+    assert state() == ("OPEN", 1)
+    (stream,) = works.desk.operations.status(works.sources[source]).streams
+    assert (stream.was_reset, stream.last_sequence, stream.parked_s) == (False, 1, None)
+    assert works.on_hand(tea) == 8
+
+
 def test_a_stream_that_waits_too_long_is_told_once_in_a_while(works: Works) -> None:
     """One error in the log when the time is over, the next after as long again; none once it goes on."""
     source = works.source("wms", columns=NUMBERS)

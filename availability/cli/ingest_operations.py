@@ -76,6 +76,7 @@ def status(
                             "age_s": stream.age_s,
                             "parked_s": stream.parked_s,
                             "waits_for": stream.waits_for,
+                            "was_reset": stream.was_reset,
                             "watermark": _time(stream.watermark) if stream.watermark else None,
                         }
                         for stream in one.streams
@@ -102,7 +103,11 @@ def status(
                 rows.add_row(
                     *first,
                     stream.stream or "(events)",
-                    f"{stream.last_sequence:,}" if stream.last_sequence else "",
+                    "reset"
+                    if stream.was_reset
+                    else f"{stream.last_sequence:,}"
+                    if stream.last_sequence
+                    else "",
                     _lasting(stream.age_s),
                     _lasting(stream.parked_s),
                     f"{stream.waits_for:,}" if stream.waits_for else "",
@@ -147,6 +152,23 @@ def gap_skip(
     with _desk(sources, database, target, token_file, tls_ca) as desk:
         now = desk.operations.skip_gap(source, stream, next_sequence, reason)
     print(f"{source} {stream}: goes on with {now.last_sequence + 1}")
+
+
+@gap_app.command("reset")
+def gap_reset(
+    source: SourceArgument,
+    stream: Annotated[str, typer.Argument(metavar="STREAM")],
+    reason: Reason,
+    database: Database = DEFAULT_DATABASE,
+    sources: Sources = DEFAULT_SOURCES,
+    target: Target = DEFAULT_TARGET,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Forget where a stream stands, for a reason: the source counts anew, and its next number is the first."""
+    with _desk(sources, database, target, token_file, tls_ca) as desk:
+        desk.operations.reset_stream(source, stream, reason)
+    print(f"{source} {stream}: was reset; its next number is its first")
 
 
 # --- Swapping a source ------------------------------------------------------------------------------------

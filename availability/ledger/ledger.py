@@ -261,7 +261,7 @@ class Ledger:
     def streams(self, source: str) -> tuple[int, list[tuple[str, calls.StreamRow]]]:
         """Ledger clock and the streams of a source."""
         clock, rows = _STREAMS.decode(self._fcall("streams", source))
-        return clock, [(row[1], calls.StreamRow(*row[2:6])) for row in rows]
+        return clock, [(row[1], calls.StreamRow(*row[2:])) for row in rows]
 
     def behind(self, sku: str) -> Behind:
         """Who stands behind a sku's figures."""
@@ -354,7 +354,7 @@ class Behind(msgspec.Struct, array_like=True, frozen=True):
     holds: list[tuple[str, list[tuple[str, int]]]]
     orders: list[tuple[str, dict[str, int]]]
     waived: list[tuple[str, tuple[dict[str, int], list[str]]]]
-    streams: list[tuple[str, str, int, int, int, int]]
+    streams: list[tuple[str, str, int, int, int, int, int]]
     expected: list[ExpectedRow] = []
     feeds: list[FeedRow] = []
 
@@ -431,6 +431,6 @@ _ORDER = msgspec.msgpack.Decoder(
         list[tuple[str, str]],
     ]
 )
-_STREAMS = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str, int, int, int, int]]])
+_STREAMS = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str, int, int, int, int, int]]])
 _FEEDS = msgspec.msgpack.Decoder(tuple[int, list[FeedRow]])
 _BEHIND = msgspec.msgpack.Decoder(Behind)

@@ -82,7 +82,7 @@ class Explainer:
                 last_sequence=mark,
                 age_ms=max(0, behind.clock_ms - seen_ms),
             )
-            for source, stream, mark, seen_ms, _, _ in sorted(behind.streams)
+            for source, stream, mark, seen_ms, *_ in sorted(behind.streams)
         )
         message.expected.extend(
             pb.ExpectedTerm(

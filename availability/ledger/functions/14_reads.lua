@@ -158,12 +158,12 @@ local function streams_of(base, source)
   local rows, out = call('HGETALL', base .. 'src:' .. source), {}
   for i = 1, #rows, 2 do
     local row = unpack_msg(rows[i + 1])
-    out[#out + 1] = {source, rows[i], row[1], row[2], row[3], row[4]}
+    out[#out + 1] = {source, rows[i], row[1], row[2], row[3], row[4], row[5] or 0}
   end
   return out
 end
 
--- ARGV[1] = source; reply = {clock, {{source, stream, mark, seen_ms, parked_sequence, parked_ms}, ...}}
+-- ARGV[1] = source; reply = {clock, {{source, stream, mark, seen_ms, parked_sequence, parked_ms, was reset}, ...}}
 function Reads.streams(keys, args)
   local ctx = clocks(keys)
   return pack({ctx.clock, streams_of(ctx.base, args[1])})
