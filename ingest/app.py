@@ -39,6 +39,8 @@ _LOG = structlog.get_logger(__name__)
 POLL_S = 1.0
 OUTAGE_PAUSE_MAX_S = 30.0
 START_S = 10.0
+CONNECTIONS_MAX = 256
+"""Of webhooks at a time; what goes beyond is answered 503. What strangers send is in memory until its lock is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,8 @@ class IngestDesk:
         except ValueError as error:
             raise SettingsRefused(str(error)) from error
         host, _, port = listen.rpartition(":")
+        if not port.isascii() or not port.isdigit():
+            raise SettingsRefused(f"{listen!r} is no HOST:PORT")
         server = uvicorn.Server(
             uvicorn.Config(
                 application,
@@ -146,6 +150,7 @@ class IngestDesk:
                 port=int(port),
                 log_config=None,
                 access_log=False,
+                limit_concurrency=CONNECTIONS_MAX,
                 timeout_graceful_shutdown=STOP_S,
             )
         )

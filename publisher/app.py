@@ -43,6 +43,8 @@ from publisher.woocommerce.stock import WooStock
 _LOG = structlog.get_logger(__name__)
 
 START_S = 10.0
+CONNECTIONS_MAX = 256
+"""Of webhooks at a time; others are answered 503. What strangers send is in memory until its signature is tried."""
 REFUSED_MAX = 100_000
 STOP_S = 75.0
 """What is under way when we are stopped is waited for, a shop's longest time-out and some."""
@@ -290,11 +292,16 @@ def webhook_server(doors: Mapping[str, Assembled], listen: str) -> Iterator[str]
         body_bytes_max=max(one.body_bytes_max for one in doors.values()),
     )
     host, _, port = listen.rpartition(":")
-    if not port.isdigit():
+    if not port.isascii() or not port.isdigit():
         raise SettingsRefused(f"{listen!r} is no HOST:PORT")
     server = uvicorn.Server(
         uvicorn.Config(
-            application, host=host or "127.0.0.1", port=int(port), log_config=None, access_log=False
+            application,
+            host=host or "127.0.0.1",
+            port=int(port),
+            log_config=None,
+            access_log=False,
+            limit_concurrency=CONNECTIONS_MAX,
         )
     )
     thread = threading.Thread(target=server.run, name="webhooks", daemon=True)
