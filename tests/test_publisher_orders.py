@@ -524,3 +524,41 @@ def test_a_shop_whose_clock_was_ahead_for_a_moment_hides_no_order(lab: OrderLab)
     lab.buy(quantity=1)
     poll(lab)
     assert (lab.ledger.sellable("A"), lab.shop.stock("A")) == (97, 97)
+
+
+def test_an_order_that_the_shop_cannot_answer_keeps_no_other_waiting(lab: OrderLab) -> None:
+    """A plugin fails at one order: hints behind it are followed, lost orders are missed; it is asked for again."""
+    broken, other, gone = lab.buy(quantity=1), lab.buy(quantity=2), lab.buy(quantity=4)
+    poll(lab)
+    fault = lab.shop.faults.add(Fault(kind=Kind.FATAL_EARLY, path=f"orders/{broken.id}", times=0))
+    for order in (broken, other):
+        with lab.shop.lock:
+            edit_lines(lab.shop, order, [{"id": order.lines[0].id, "quantity": 8}])
+        lab.book.hint(order.id, lab.clock())
+        lab.clock.advance(1)
+    followed, _ = asyncio.run(lab.poller.follow_hints())
+    assert (followed, [hint.order_id for hint in lab.book.hints(10)]) == (1, [broken.id])
+    assert lab.ledger.ordered("A") == 1 + 8 + 4
+    delete_order(lab.shop, gone)
+    lab.clock.advance(200)
+    trash_order(lab.shop, broken)  # no list names it, and it cannot be read
+    asyncio.run(lab.poller.check_vanished())
+    assert lab.counted.count("vanished") == 1
+    assert asyncio.run(lab.poller.follow_hints())[0] == 0
+    lab.shop.faults.remove(fault)
+    assert asyncio.run(lab.poller.follow_hints())[0] == 1
+    assert lab.book.hints(10) == []
+    assert lab.counted.count("unreadable") == 3
+
+
+def test_a_shop_that_answers_nothing_keeps_its_hints(lab: OrderLab) -> None:
+    """That is no order's fault: the round ends, and nothing is struck out."""
+    orders = [lab.buy(quantity=1) for _ in range(6)]
+    poll(lab)
+    for order in orders:
+        lab.book.hint(order.id, lab.clock())
+    fault = lab.shop.faults.add(Fault(kind=Kind.DATABASE_DOWN, path="orders", times=0))
+    with pytest.raises(ShopFailure):
+        asyncio.run(lab.poller.follow_hints())
+    assert {hint.order_id for hint in lab.book.hints(10)} == {order.id for order in orders}
+    assert fault.hits <= 3

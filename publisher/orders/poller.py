@@ -31,6 +31,7 @@ from publisher.orders.facts import (
     skus_of,
 )
 from publisher.orders.ledger import KnownOrder, OrderLedger, recipes_of
+from publisher.storefront import FailureKind, ShopFailure
 
 _LOG = structlog.get_logger(__name__)
 
@@ -45,6 +46,8 @@ UNSENT_PER_ROUND = 200
 CHECKED_PER_ROUND = 100
 VANISHED_MAX = 20
 """More deleted orders in one look are no deletions but another shop behind the address: nothing is told of them."""
+BROKEN_MAX = 3
+"""Orders of one look that the shop fails at: that many, and the shop itself is broken."""
 KITS_FRESH_S = 60.0
 
 
@@ -148,15 +151,23 @@ class OrderPoller:
             return (await self._resend()).plus(await self._poll())
 
     async def follow_hints(self) -> tuple[int, Moved]:
-        """Read the orders that webhooks named, some of them. Returns how many, and what it told."""
+        """Read the orders that webhooks named, some of them. Returns how many were read, and what it told."""
         async with self._lock:
             told = await self._resend()
             await self._begin()
             hints = await asyncio.to_thread(self._book.hints, HINTS_PER_ROUND)
+            followed, failed = 0, 0
             for hint in hints:
-                told = told.plus(await self._fold_one(hint.order_id))
-                await asyncio.to_thread(self._book.followed, (hint,))
-        return len(hints), told
+                try:
+                    told = told.plus(await self._fold_one(hint.order_id))
+                except ShopFailure as failure:
+                    failed += 1
+                    self._leave_out(hint.order_id, failure, failed)
+                    await asyncio.to_thread(self._book.hint, hint.order_id, self._now())  # behind the others
+                else:
+                    followed += 1
+                    await asyncio.to_thread(self._book.followed, (hint,))
+        return followed, told
 
     async def check_vanished(self) -> tuple[int, Moved]:
         """Look for orders that count and went unseen for a while, some of them: nobody is told when one is deleted.
@@ -236,12 +247,16 @@ class OrderPoller:
 
     async def _missing(self, order_ids: Sequence[int]) -> Moved:
         """Orders that the shop does not list are read one by one: they are in the bin, or a 404 is a deletion."""
-        found, deleted = [], []
+        found, deleted, failed = [], [], 0
         for order_id in order_ids:
             try:
                 order = await self._orders.read(order_id)
             except OrderUnreadable:
                 continue  # it was in the list and left out there
+            except ShopFailure as failure:
+                failed += 1
+                self._leave_out(order_id, failure, failed)
+                continue
             if order is not None:
                 found.append(order)
             else:
@@ -254,6 +269,13 @@ class OrderPoller:
             )
             deleted = []
         return (await self._fold(found)).plus(await self._deleted(deleted))
+
+    def _leave_out(self, order_id: int, failure: ShopFailure, failed: int) -> None:
+        """Go on without an order that the shop fails at, the ``failed``th of a round. Raises the shop's own failure."""
+        if failure.kind is not FailureKind.BROKEN or failed >= BROKEN_MAX:
+            raise failure
+        self._count("unreadable")
+        _LOG.warning("the shop fails at an order", shop=self.shop, order=order_id, message=failure.message)
 
     async def _deleted(self, order_ids: Sequence[int]) -> Moved:
         known = await asyncio.to_thread(self._book.told, order_ids)
