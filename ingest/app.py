@@ -19,13 +19,14 @@ from availability.client import Acked, Client, ClientError
 from availability.telemetry import IngestMetrics
 from availability.v1 import stock_pb2 as pb
 from ingest.alarms import Alarms, AlarmThread
+from ingest.carrying import Carriers
 from ingest.database import artifacts, open_database
-from ingest.feed_health import FOLDER, WEBHOOK, FeedHealth
+from ingest.feed_health import WEBHOOK, FeedHealth
 from ingest.figures import RowCounter, source_figures
 from ingest.ledger_views import LedgerRecipes, on_hand_of
 from ingest.letters import DISCARDED, REPLAYED, KeptLetter, Letters
 from ingest.operations import Operations
-from ingest.pipeline import Outcome, Pipeline, Progress
+from ingest.pipeline import Pipeline, Progress
 from ingest.redaction import Redactor
 from ingest.rows import RowRefused
 from ingest.settings import SettingsRefused, SourceSettings, read_sources
@@ -36,8 +37,6 @@ from ingest.upkeep import Upkeep
 
 _LOG = structlog.get_logger(__name__)
 
-POLL_S = 1.0
-OUTAGE_PAUSE_MAX_S = 30.0
 START_S = 10.0
 CONNECTIONS_MAX = 256
 """Of webhooks at a time; what goes beyond is answered 503. What strangers send is in memory until its lock is tried."""
@@ -202,31 +201,31 @@ class IngestDesk:
         every = {name: folders.get(name) for name in self.sources}
         self.metrics.watch(lambda: source_figures(self.engine, every, time.time()))
         feeds = self.feeds()
-        self._stopped = stopped
-        with cut_off(stopped, self.client.close):
-            self._run(folders, counters, feeds, once=once, stopped=stopped, told=told)
-
-    def _run(
-        self,
-        folders: dict[str, DropFolderSource],
-        counters: dict[str, RowCounter],
-        feeds: list[Feed],
-        *,
-        once: bool,
-        stopped: Callable[[], bool],
-        told: Callable[[str], None],
-    ) -> None:
+        upkeep = Upkeep(
+            self.engine,
+            self.letters,
+            self.sources,
+            folders,
+            lambda source: self.client.apply_deltas(source, []),
+            time.time,
+        )
+        carriers = Carriers(folders, counters, self.health, upkeep, self.metrics, told)
         alarms = Alarms(self.engine, self.health, self.sources, self.client, time.time)
-        if not once:
+        self._stopped = stopped if once else carriers.over
+        with cut_off(stopped, self.client.close):
+            if once:
+                self._once(carriers, alarms, feeds, stopped)
+                return
             thread = AlarmThread(alarms)
             try:
                 with fetching(feeds, told, self.health) as broken:
-                    self._carry(
-                        folders, counters, once=False, stopped=lambda: stopped() or broken(), told=told
-                    )
+                    carriers.run(lambda: stopped() or broken())
             finally:
                 thread.stop()
-            return
+
+    def _once(
+        self, carriers: Carriers, alarms: Alarms, feeds: list[Feed], stopped: Callable[[], bool]
+    ) -> None:
         failures = []
         for feed in feeds:
             try:
@@ -235,7 +234,11 @@ class IngestDesk:
             except FeedFailed as error:  # what the others brought is carried first
                 self.health.fails(feed.source, feed.kind, error.reason, str(error))
                 failures.append(f"{feed.source}: {feed.kind}: {error.reason}: {error}")
-        self._carry(folders, counters, once=True, stopped=stopped, told=told)
+        try:
+            carriers.once(stopped)
+        except ClientError:
+            if not stopped():
+                raise
         alarms.look()
         if failures:
             raise FeedFailed("NOT_FETCHED", "\n".join(failures))
@@ -271,84 +274,6 @@ class IngestDesk:
 
                 found.append(RestFeed(source, settings.rest, *where, settle_ms=drop.settle_ms))
         return found
-
-    def _carry(
-        self,
-        folders: dict[str, DropFolderSource],
-        counters: dict[str, RowCounter],
-        *,
-        once: bool,
-        stopped: Callable[[], bool],
-        told: Callable[[str], None],
-    ) -> None:
-        upkeep = Upkeep(
-            self.engine,
-            self.letters,
-            self.sources,
-            folders,
-            lambda source: self.client.apply_deltas(source, []),
-            time.time,
-        )
-        pause_s, away_since = POLL_S, 0.0
-        while True:
-            try:
-                for name, folder in folders.items():
-                    for _, outcome in self._carried(name, folder, once=once):
-                        known = " (delivered before)" if outcome.known else ""
-                        reason = f": {outcome.reason}" if outcome.reason else ""
-                        left = f", {folder.waiting} wait" if folder.waiting else ""
-                        told(f"{name}: {outcome.progress.name}: {outcome.state}{known}{reason}{left}")
-                        upkeep.carried(name)
-                        self.metrics.artifact(name, "known" if outcome.known else outcome.state.lower())
-                        counters[name].count(outcome.progress)
-                        if stopped():
-                            return
-                if stopped():
-                    return
-                upkeep.after_files()
-                self.metrics.ledger_away(False)
-                if away_since:
-                    _LOG.info("caught up", away_s=round(time.monotonic() - away_since))
-                pause_s, away_since = POLL_S, 0.0
-            except sa.exc.OperationalError as error:
-                if once:
-                    raise
-                _LOG.error("the database of ingest does not answer", error=type(error.orig).__name__)
-                pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)
-            except ClientError as error:
-                if stopped():
-                    return
-                if once or error.code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT"):
-                    raise
-                away_since = away_since or time.monotonic()
-                self.metrics.ledger_away(True)
-                waiting = {name: _waiting(folder) for name, folder in folders.items()}
-                _LOG.warning(
-                    "the ledger does not take deltas; files wait", reason=error.reason, waiting=waiting
-                )
-                pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)
-            if once:
-                return
-            deadline = time.monotonic() + pause_s
-            while time.monotonic() < deadline:
-                if stopped():
-                    return
-                time.sleep(0.1)
-
-    def _carried(
-        self, source: str, folder: DropFolderSource, *, once: bool
-    ) -> Iterator[tuple[Path, Outcome]]:
-        """Carry what a folder holds; one that cannot be read or written keeps the other sources going."""
-        try:
-            yield from folder.carry_ready()
-            self.health.works(source, FOLDER)
-        except OSError as error:
-            if once:
-                raise
-            where = str(error.filename or "").encode("utf-8", "backslashreplace").decode()
-            told = f"{type(error).__name__}: {error.strerror}: {where}"
-            _LOG.error("a drop folder cannot be used", source=source, error=told)
-            self.health.fails(source, FOLDER, "FOLDER_UNUSABLE", told)
 
     def replay(self, letters: Iterable[KeptLetter]) -> Replayed:
         """Apply letters by the mappings as they are now; those that are applied are closed. Raises ClientError."""
@@ -386,13 +311,6 @@ class IngestDesk:
         )
         with self.engine.connect() as connection:
             return [RunRow(**row) for row in connection.execute(query).mappings()]
-
-
-def _waiting(folder: DropFolderSource) -> int:
-    try:
-        return len(folder.ready())
-    except OSError:  # carrying meets it too, and says so
-        return 0
 
 
 def _watching(
