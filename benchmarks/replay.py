@@ -3,7 +3,7 @@
 Plays an orders file (the shape of the "Online Retail" data) as checkout, ERP and WMS clients would, several
 at once, then recomputes all balances independently and compares: exit 0 only with "oversold 0" and "0
 differences". Run from a checkout: ``python benchmarks/replay.py [--limit N]``. Parts: replay_plan.py decides
-what is played, replay_play.py plays it, replay_check.py proves it.
+what is played, replay_play.py, replay_desk.py and replay_sender.py play it, replay_check.py proves it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from availability.v1 import policy_pb2_grpc as pol_grpc
 from availability.v1 import stock_pb2 as stk
 from availability.v1 import stock_pb2_grpc as stk_grpc
 from benchmarks.replay_check import Evidence, Verdict, judge
+from benchmarks.replay_desk import Desk
 from benchmarks.replay_plan import NODES, OrdersUnreadable, Plan, make_plan, read_orders
-from benchmarks.replay_play import (
+from benchmarks.replay_play import Shopper
+from benchmarks.replay_sender import Sender
+from benchmarks.replay_words import (
     ATTEMPTS_MAX,
     CHANNEL_OPTIONS,
     ERP,
@@ -45,10 +48,7 @@ from benchmarks.replay_play import (
     SHIPMENT,
     WMS,
     WRITE_OFF,
-    Desk,
     ReplayFailed,
-    Sender,
-    Shopper,
     Stop,
     ask,
     refused_call,

@@ -22,7 +22,7 @@ from availability.v1 import availability_pb2 as av
 from availability.v1 import availability_pb2_grpc as av_grpc
 from availability.v1 import stock_pb2 as stk
 from benchmarks.replay_plan import AUDIT_CHANNEL, NODES, Plan
-from benchmarks.replay_play import (
+from benchmarks.replay_words import (
     ADJUSTMENT,
     COMMIT,
     GRANT,
