@@ -504,6 +504,9 @@ class Model:
 
     def __init__(self, *, auto_create: bool = True) -> None:
         self.auto_create = auto_create
+        self.recalls = (
+            False  # whether the ledger's log still has what happened to a position before its first count
+        )
         self.nodes: dict[str, Node] = {}
         self.channels: dict[str, Policy] = {}
         self.overrides: dict[tuple[str, str], Override] = {}
@@ -1248,7 +1251,7 @@ class Model:
         if delta.node and delta.node not in self.nodes and not self.auto_create:
             return "UNKNOWN_NODE"
         position = self.positions.get(delta.sku, {}).get(delta.node)
-        if delta.type == "SET_ON_HAND" and position and position.count is None:
+        if delta.type == "SET_ON_HAND" and position and position.count is None and not self.recalls:
             count = self._moment(delta, delta.quantity)
             own_stream = all(change.stream == count.stream for change in position.changes)
             own_stream = own_stream and count.stream is not None

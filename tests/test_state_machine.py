@@ -171,6 +171,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def send(self, delta: Delta) -> str:
         real = self.service.apply_delta(delta) if self.service else None
+        self.model.recalls = (
+            real is not None and real[0] == "APPLIED"
+        )  # how far its log goes back is the ledger's
         mine = self.model.apply_delta(delta)
         if real is not None:
             assert real[0] == mine[0], f"{delta}: {real} but {mine} in the model"

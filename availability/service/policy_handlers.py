@@ -311,12 +311,19 @@ class PolicyHandlers:
         return calls.PolicyChange(key, what, value, reason, self._ledger.settings.auto_create, etag)
 
 
+# What the ledger names with a refusal; of the others a sku.
+_FACTS = {
+    "ETAG_MISMATCH": "etag",
+    "FENCE_OVER_POOL": "pool",
+    "UNKNOWN_CHANNEL": "channel",
+    "UNKNOWN_NODE": "node",
+    "TOO_MANY_NODES": "node",
+    "TOO_MANY_FEEDS": "source",
+}
+
+
 def _refused(status: str, name: str) -> ServiceError:
-    if status == "ETAG_MISMATCH":
-        return refuse(status, etag=name)
-    if status == "FENCE_OVER_POOL":
-        return refuse(status, pool=name)
-    return refuse(status, name=name)
+    return refuse(status, **{_FACTS.get(status, "sku"): name})
 
 
 def _until_ms(request: pb.SetSaleStateRequest, *, blocked: bool) -> int:

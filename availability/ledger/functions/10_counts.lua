@@ -6,7 +6,7 @@
 --
 -- A position carries, after its five figures, the time of the latest change and a mark of the one stream that all of
 -- its changes came from (0: several, or events; -1: it was counted, and has a memory): a first count is exact where
--- nothing can have happened after its point. From then on "t" .. node of pos:<sku> remembers
+-- nothing can have happened after its point, or the log still has what did (10_counts_recall.lua). From then on "t" .. node of pos:<sku> remembers
 --   {count, key, mark, reach_us, reach_mark, {{occurred_us, mark, sequence, change}, ...}}
 -- the latest count and the changes after it, CHANGES_KEPT of them; reach: what was dropped. Where a count's point lies
 -- before something dropped, or before an unremembered change of a first count: POINT_TOO_OLD, nothing changed.
@@ -14,9 +14,13 @@
 do
 
 local CHANGES_KEPT = 32
-local STREAM, SEQUENCE, EVENT_ID, QUANTITY, OCCURRED_US = 2, 3, 4, 9, 19
+local STREAM, SEQUENCE, EVENT_ID, SKU, QUANTITY, OCCURRED_US = 2, 3, 4, 6, 9, 19
 local COUNT, KEY, MARK, REACH_US, REACH_MARK, CHANGES = 1, 2, 3, 4, 5, 6
 local TAIL, TAIL_AT, WITH_MEMORY = '<i8i8', 41, -1
+
+function Counts.mark(source, stream)
+  return tonumber(sub(sha1hex(pair(source, stream)), 1, 12), 16)
+end
 
 -- What stands for a source's stream; 0 for events, which have no order of their own.
 local function mark_of(ctx, source, d)
@@ -25,7 +29,7 @@ local function mark_of(ctx, source, d)
   ctx.stream_marks = marks
   local mark = marks[d[STREAM]]
   if not mark then
-    mark = tonumber(sub(sha1hex(pair(source, d[STREAM])), 1, 12), 16)
+    mark = Counts.mark(source, d[STREAM])
     marks[d[STREAM]] = mark
   end
   return mark
@@ -118,27 +122,39 @@ local function reaches(us, mark, latest_us, latest_mark)
   return (mark > 0 and latest_mark == mark) or latest_us <= us
 end
 
+-- Changes that happened after a new count stay on top of it. Returns on_hand with them.
+local function take_later(new, changes, on_hand)
+  local kept = new[CHANGES]
+  for _, c in ipairs(changes) do
+    if not happened_before(c[1], c[2], c[3], new) then
+      kept[#kept + 1], on_hand = c, on_hand + c[4]
+      if #kept > CHANGES_KEPT then drop_oldest(new) end
+    end
+  end
+  return on_hand
+end
+
 -- Take a count. Returns nil, true where a later one is known, or false and a reason.
 function Counts.set(ctx, source, p, s, d)
   local us, mark = time_of(ctx, d), mark_of(ctx, source, d)
   local key = {us, source, d[STREAM], d[SEQUENCE], d[EVENT_ID]}
   local latest, tail_mark = tail_of(ctx, p)
-  local memory, kept = memory_of(s, p.node), {}
+  local memory = memory_of(s, p.node)
   local known = memory.now
-  local new = {d[QUANTITY], key, mark, 0, 0, kept}
+  local new = {d[QUANTITY], key, mark, 0, 0, {}}
   local on_hand = d[QUANTITY]
   if not known then
-    if latest and not reaches(us, mark, latest, tail_mark) then return false, 'POINT_TOO_OLD' end
+    if latest and not reaches(us, mark, latest, tail_mark) then
+      local changes = Counts.recall(ctx, source, p, d[SKU], us)
+      if not changes then return false, 'POINT_TOO_OLD' end
+      on_hand = take_later(new, changes, on_hand)
+    end
   else
     if not Orders.key_less(known[KEY], key) then return true end
     if known[REACH_US] > 0 and not reaches(us, mark, known[REACH_US], known[REACH_MARK]) then
       return false, 'POINT_TOO_OLD'
     end
-    for _, c in ipairs(known[CHANGES]) do
-      if not happened_before(c[1], c[2], c[3], new) then
-        kept[#kept + 1], on_hand = c, on_hand + c[4]
-      end
-    end
+    on_hand = take_later(new, known[CHANGES], on_hand)
   end
   if abs(on_hand) > BALANCE_ABS_MAX then return false, 'BALANCE_OUT_OF_RANGE' end
   memory.now, memory.dirty = new, true

@@ -476,7 +476,7 @@ function Deltas.apply(keys, args)
   Holds.expire(ctx, 4)
   local txn = Txn.new()
   local results, details, causes, declared = {}, {}, {}, {}
-  ctx.oversold, ctx.released, ctx.holds, ctx.source = {}, {}, {}, source
+  ctx.oversold, ctx.released, ctx.holds, ctx.source, ctx.causes = {}, {}, {}, source, causes
   local feeds = Feeds.of(ctx, source)
   local heard = #deltas == 0 or {} -- the nodes, or true: a heartbeat
   if heard == true then stream_of(ctx, source, '') end
