@@ -23,9 +23,10 @@ from availability.replica.errors import (
     RecordsMissing,
     UnreadableRecord,
 )
+from availability.replica.figures import sku_figures
 from availability.replica.order import checked
 from availability.replica.settings import ReplicaSettings
-from availability.replica.state import State, sku_figures
+from availability.replica.state import State
 
 _SEQ_MAX = (1 << 53) - 1
 _ENDINGS_MAX = 16

@@ -18,8 +18,9 @@ from availability.domain.version import Version
 from availability.ledger.reader import Head, LedgerReader, Page, PolicyState
 from availability.replica.bootstrap import compare, same_point
 from availability.replica.errors import Disagreement
+from availability.replica.figures import policy_figures
 from availability.replica.settings import ReplicaSettings
-from availability.replica.state import State, policy_figures
+from availability.replica.state import State
 
 CPU_SHARE_MAX = 0.015
 """Of one core, of this process; Redis' own share is about a third of it."""

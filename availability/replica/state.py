@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from msgspec import structs
 
 from availability.domain.formula import Ints
 from availability.domain.thresholds import back_above
@@ -21,15 +20,11 @@ from availability.domain.version import ZERO, Version
 from availability.ledger.reader import PolicyState, SkuState
 from availability.ledger.record import (
     BODIES,
-    ChannelState,
     DeltasBody,
     Entry,
     FeedBody,
-    FeedState,
-    FenceState,
     Kind,
     KitState,
-    NodeState,
     OverrideState,
     PolicyBody,
     PositionChange,
@@ -41,6 +36,13 @@ from availability.replica.columns import FIELDS, Column, Plan, Positions, Rows, 
 from availability.replica.compute import overlaid, packed_answers, packed_kits, shared_terms
 from availability.replica.errors import UnreadableRecord
 from availability.replica.fences import Changed, Fences, FencesOfSku
+from availability.replica.figures import (
+    PolicyFigures,
+    SkuFigures,
+    figures_of_fences,
+    figures_of_override,
+    figures_of_policies,
+)
 from availability.replica.name_table import NameTable
 from availability.replica.policies import Changes, Channel, Moved, Policies
 from availability.replica.settings import ReplicaSettings
@@ -84,20 +86,6 @@ class Prepared:
     """By sku: correlation id of the last record that moved it, "" where that had none."""
     epochs: Sequence[tuple[int, int, int]]
     """(epoch, seq, how many-th record of the batch) of each epoch's first record."""
-
-
-@dataclass(frozen=True, slots=True)
-class SkuFigures:
-    """What must be equal between memory and ledger for one sku."""
-
-    positions: tuple[tuple[str, int, int, int, int, int], ...]
-    overrides: tuple[tuple[str, int, int, int, tuple[str, ...]], ...]
-    stops: tuple[str, ...]
-    fences: tuple[tuple[str, int, str], ...]
-
-
-PolicyFigures = Mapping[tuple[str, ...], object]
-"""What must be equal of everything that is not kept per sku: (what, its names) → what decides."""
 
 
 class Numbers(dict[str, int]):
@@ -329,9 +317,9 @@ class State:
         pairs = zip(rows.nodes.tolist(), rows.values.tolist(), strict=True)
         return SkuFigures(
             tuple(sorted((names[node], *values) for node, values in pairs)),
-            tuple(sorted(_override_figures(override) for override in own)),
+            tuple(sorted(figures_of_override(override) for override in own)),
             tuple(sorted(stops)),
-            _fence_figures(self.fences.by_sku.get(number, ())),
+            figures_of_fences(self.fences.by_sku.get(number, ())),
         )
 
     def policy_figures(self) -> PolicyFigures:
@@ -339,7 +327,7 @@ class State:
         policies = self.policies
         channels = policies.channels.values()
         stops = [channel.stop for channel in channels if channel.stop is not None]
-        return _policy_figures(
+        return figures_of_policies(
             [node for node in policies.nodes.states if node is not None],
             [channel.state for channel in channels if channel.declared],
             stops,
@@ -558,60 +546,3 @@ def _fold_body(record: Record, changes: Changes, correlations: dict[str, str]) -
         feed: FeedBody = decode_body(record)
         changes.add_silence(feed.source, feed.node, feed.stale)
     return None
-
-
-def policy_figures(policies: PolicyState) -> PolicyFigures:
-    """Return the ledger's policies, in the form of State.policy_figures."""
-    return _policy_figures(policies.nodes, policies.channels, policies.stops, policies.kits, policies.feeds)
-
-
-def _policy_figures(
-    nodes: Sequence[NodeState],
-    channels: Sequence[ChannelState],
-    stops: Sequence[StopState],
-    kits: Sequence[KitState],
-    feeds: Sequence[FeedState],
-) -> PolicyFigures:
-    """Take what decides; who set it and when are in the log."""
-    figures: dict[tuple[str, ...], object] = {}
-    figures.update({("node", node.node): (node.state, node.safety_stock) for node in nodes})
-    for channel in channels:
-        figures["channel", channel.channel] = structs.replace(
-            channel, version="", author="", reason="", clock_ms=0
-        )
-    figures.update({("stop", stop.channel): stop.until_ms for stop in stops if stop.blocked})
-    figures.update({("kit", kit.kit_sku): kit.flat for kit in kits if kit.flat})
-    for feed in feeds:
-        if feed.interval_ms:
-            figures["feed", feed.source, feed.node] = (feed.interval_ms, feed.grace_ms, feed.stale)
-    return figures
-
-
-def sku_figures(sku: SkuState) -> SkuFigures:
-    """Return the ledger's figures of a sku, in the form of State.figures."""
-    return SkuFigures(
-        tuple(
-            sorted(
-                (p.node, p.on_hand, p.quarantined, p.reserved, p.committed, p.safety_stock)
-                for p in sku.positions
-            )
-        ),
-        tuple(sorted(_override_figures(override) for override in sku.overrides)),
-        tuple(sorted(stop.channel for stop in sku.stops if stop.blocked)),
-        _fence_figures(sku.fences),
-    )
-
-
-def _fence_figures(fences: Iterable[FenceState]) -> tuple[tuple[str, int, str], ...]:
-    """A fence that is used up may be forgotten by either side."""
-    return tuple(sorted((fence.channel, fence.left, fence.version) for fence in fences if fence.left > 0))
-
-
-def _override_figures(override: OverrideState) -> tuple[str, int, int, int, tuple[str, ...]]:
-    return (
-        override.channel,
-        override.buffer_units,
-        override.buffer_percent,
-        override.oversell_limit,
-        tuple(sorted(override.excluded_nodes)),
-    )
