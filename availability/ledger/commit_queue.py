@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import redis
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
@@ -54,6 +55,8 @@ _LOG = structlog.get_logger(__name__)
 DEADLINE_TICK_S = 0.05
 GROUPS_UNDER_WAY_MAX = 2
 """Redis works on one while the other waits in its socket; more would only make small calls wait longer."""
+AT_ONCE_MAX = 2
+"""Functions are loaded once and hands are shaken once; who then refuses still is not the server that did so."""
 DEADLINE_MARGIN_S = 0.1
 """How long before its deadline a caller is told that no answer came, so that the telling still arrives."""
 
@@ -190,14 +193,17 @@ class CommitQueue:
         library: Library,
         *,
         on_group: OnGroup | None = None,
+        pool: redis.ConnectionPool | None = None,
     ) -> None:
+        """``pool``: shared with who reads, so that both follow the primary that one of them finds."""
         self._connection_settings = connection
         self._settings = settings
         self._library = library
         self._on_group = on_group
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
-        self._pool = make_pool(connection)
-        self._connection: Any = None  # Any: redis-py types its connections loosely
+        self._pool = pool or make_pool(connection)
+        self._own: Any = self._pool.make_connection()  # Any: redis-py types its connections loosely
+        self._connection: Any = None  # the same, while it is connected
         self._meta_key = keys.meta(connection.prefix, connection.shard)
         self._confirm_key = keys.confirm(connection.prefix, connection.shard)
         self._ledger_id = ""
@@ -363,17 +369,20 @@ class CommitQueue:
     def _carry_out(self, group: list[Pending]) -> None:
         """Send a group until each call has an answer or its deadline has passed."""
         backoff = self._settings.backoff_min_s
+        at_once = 0  # how often in a row on this connection
         while group:
             group = self._drop_late(group)
             if not group:
                 return
             try:
                 group = self._round_trip(group)
-                if group:  # fenced: the epoch is known now
-                    continue
+                at_once += 1  # the functions are loaded now, or the epoch is known
+                if group and at_once > AT_ONCE_MAX:
+                    raise LedgerUnreachable("another server is primary")
             except LedgerUnreachable as error:
                 _LOG.warning("calls are sent again", calls=len(group), cause=str(error))
                 self._drop_connection()
+                at_once = 0
                 if self._closed.is_set():
                     self._fail(group, error)
                     return
@@ -525,12 +534,11 @@ class CommitQueue:
 
     def _connect(self) -> Any:
         if self._connection is None:
-            connection: Any = self._pool.make_connection()
             try:
-                connection.connect()
+                self._own.connect()
             except (RedisError, OSError) as error:
                 raise translate(error) from error
-            self._connection = connection
+            self._connection = self._own
         return self._connection
 
     def _drop_connection(self) -> None:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 import msgspec
+import redis
 from redis.exceptions import RedisError
 
 from availability.domain.limits import SOURCE_STREAMS_MAX
@@ -22,10 +23,11 @@ from availability.ledger.connection import (
     ConnectionSettings,
     is_missing_function,
     load_library,
-    make_client,
+    make_pool,
     translate,
 )
 from availability.ledger.library import Library, packaged
+from availability.ledger.primary import ELSEWHERE
 from availability.ledger.reader import Head, Page, PolicyState
 from availability.ledger.record import Entry
 
@@ -78,11 +80,12 @@ class Ledger:
         self._connection = settings.connection
         self._meta_key = keys.meta(self._connection.prefix, self._connection.shard)
         self._log_key = keys.log(self._connection.prefix, self._connection.shard)
-        self._client = make_client(self._connection)
+        pool = make_pool(self._connection)
+        self._client = redis.Redis(connection_pool=pool)
         for command in ("XREAD", "XREVRANGE"):
             self._client.set_response_callback(command, _as_it_came)
         self._names: dict[str, str] = {}
-        self.queue = CommitQueue(self._connection, settings.queue, self.library, on_group=on_group)
+        self.queue = CommitQueue(self._connection, settings.queue, self.library, on_group=on_group, pool=pool)
         self.ledger_id = ""
 
     # Life ---------------------------------------------------------------------------------------------------
@@ -307,13 +310,15 @@ class Ledger:
         return full
 
     def _fcall(self, name: str, *args: bytes | str | int) -> bytes:
-        for attempt in (1, 2):
+        for last in (False, False, True):
             try:
                 reply = self._client.execute_command("FCALL", self._function(name), 1, self._meta_key, *args)
             except (RedisError, OSError) as error:
-                if attempt == 1 and is_missing_function(error):
+                if not last and is_missing_function(error):
                     load_library(self._client, self.library)
                     continue
+                if not last and isinstance(error, ELSEWHERE):
+                    continue  # nothing was done; the next connection looks for the primary anew
                 raise translate(error) from error
             assert isinstance(reply, bytes)  # our functions answer one packed value
             return reply
