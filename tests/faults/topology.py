@@ -173,7 +173,7 @@ class Cluster:
                     "cluster-require-full-coverage no",
                     "repl-diskless-sync-delay 0",
                 ),
-                f'masterauth "{PASSWORD}"',
+                *(f'masterauth "{PASSWORD}"', "cluster-allow-replica-migration no"),  # as deploy/redis has it
             )
             self.nodes.append(node)
             first = self.nodes[0]
