@@ -14,6 +14,7 @@ from typing import Any  # Any: redis' clients answer unions
 import msgspec
 import pytest
 from redis.exceptions import RedisError
+from redis.sentinel import Sentinel
 
 from availability.ledger import calls
 from availability.ledger.commit_queue import QueueSettings
@@ -194,7 +195,9 @@ def _has_followed(replica: Replica, ledger: Ledger) -> bool:
     return replica.ready and replica.version >= ledger.head().version
 
 
-def test_a_demoted_primary_is_left_by_all(watched: Watched, connect: Callable[..., Ledger]) -> None:
+def test_a_demoted_primary_is_left_by_all(
+    watched: Watched, connect: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failover on request leaves the old primary alive: who reads and who writes turns to the new one."""
     ledgers = [connect(watched.url) for _ in range(2)]
     receive(ledgers[0], "a", 9)
@@ -205,7 +208,13 @@ def test_a_demoted_primary_is_left_by_all(watched: Watched, connect: Callable[..
         call = reserve(f"q{number}", [("a", 1)])
         assert insist(partial(_reserve, ledger, call), "it is answered").status == "RESERVED"
         assert insist(ledger.head, "a read is answered").epoch == 2
-    audit(poll(watched.primary, "there is a primary").client)
+    primary = poll(watched.primary, "there is a primary", within_s=READY_S)
+    audit(primary.client)
+    # A Sentinel that is behind the others: the server itself says that it is no primary.
+    replica = next(node for node in watched.nodes if node is not primary)
+    monkeypatch.setattr(Sentinel, "discover_master", lambda *_: ("127.0.0.1", replica.port))
+    with pytest.raises(LedgerUnreachable):
+        connect(watched.url)
 
 
 def test_a_slot_moves_and_its_server_dies(
@@ -246,7 +255,7 @@ def test_a_slot_that_moves_key_by_key_tears_nothing(
     """While keys are here and there each call and read is done wholly or refused; the same ids finish it afterwards."""
     rng = random.Random(seed)
     cluster.start(primaries=2)
-    ledger = connect(cluster.url, queue=QueueSettings())
+    ledger, reader = (connect(cluster.url, queue=QueueSettings()) for _ in range(2))
     calls_made, numbers = Counter[str](), count(1)
     received, holds = 0, 0  # times UNITS, and how many were made first
 
@@ -285,6 +294,7 @@ def test_a_slot_that_moves_key_by_key_tears_nothing(
             cluster.move_key(source, target, name)
         assert cluster.keys_at(source) == []
         cluster.close_slot(source, target)
+        assert reader.head().ledger_id == ledger.ledger_id  # who only reads turns without an error
         for call in unfinished:
             if isinstance(call, calls.Reserve):
                 reply = insist(partial(_reserve, ledger, call), "it is finished")
