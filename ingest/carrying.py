@@ -8,6 +8,7 @@ sources there are.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -69,8 +70,8 @@ class Carriers:
     def once(self, stopped: Callable[[], bool]) -> None:
         """Carry what is there, source by source. Raises what goes wrong."""
         for name, folder in self._folders.items():
-            for path, outcome in folder.carry_ready():
-                self._note(name, folder, path, outcome)
+            for _, outcome in folder.carry_ready():
+                self._note(name, folder, outcome)
                 if stopped():
                     return
             self._health.works(name, FOLDER)
@@ -111,11 +112,12 @@ class Carriers:
         try:
             if folder.ready():
                 with self._slots:
-                    for path, outcome in self._until_over(folder.carry_ready()):
-                        self._note(name, folder, path, outcome)
+                    for _, outcome in self._until_over(folder.carry_ready()):
+                        self._note(name, folder, outcome)
             self._health.works(name, FOLDER)
         except OSError as error:
-            told = f"{type(error).__name__}: {error.strerror}: {error.filename}"
+            where = os.fsencode(str(error.filename or "")).decode("utf-8", "backslashreplace")
+            told = f"{type(error).__name__}: {error.strerror}: {where}"
             _LOG.error("a drop folder cannot be used", source=name, error=told)
             self._health.fails(name, FOLDER, "FOLDER_UNUSABLE", told)
 
@@ -156,12 +158,12 @@ class Carriers:
                 _LOG.info("caught up", source=who, away_s=round(time.monotonic() - since))
             self._metrics.ledger_away(bool(self._away))
 
-    def _note(self, name: str, folder: DropFolderSource, path: Path, outcome: Outcome) -> None:
+    def _note(self, name: str, folder: DropFolderSource, outcome: Outcome) -> None:
         known = " (delivered before)" if outcome.known else ""
         reason = f": {outcome.reason}" if outcome.reason else ""
         left = f", {folder.waiting} wait" if folder.waiting else ""
         with self._one_at_a_time:
-            self._told(f"{name}: {path.name}: {outcome.state}{known}{reason}{left}")
+            self._told(f"{name}: {outcome.progress.name}: {outcome.state}{known}{reason}{left}")
         self._upkeep.carried(name)
         self._metrics.artifact(name, "known" if outcome.known else outcome.state.lower())
         self._counters[name].count(outcome.progress)

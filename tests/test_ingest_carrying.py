@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from ingest import carrying
 from ingest.app import IngestDesk
 from ingest.database import open_database
 from ingest.formats import line_blocks
-from ingest.pipeline import Progress
+from ingest.pipeline import Outcome, Pipeline, Progress
 from ingest.settings import read_sources
 from tests.conftest import Names, Server
 
@@ -132,15 +133,14 @@ def test_what_people_have_to_mend_ends_the_run(yard: Yard, monkeypatch: pytest.M
         raise ClientError("PERMISSION_DENIED", "PERMISSION_DENIED", "not yours")
 
     pipeline = yard.desk.pipeline
-    monkeypatch.setattr(
-        yard.desk,
-        "pipeline",
-        lambda source: (
-            (made := pipeline(source), setattr(made, "carry", refuse))[0]
-            if source == yard.by_name["third"]
-            else pipeline(source)
-        ),
-    )
+
+    def of(source: str) -> Pipeline:
+        made = pipeline(source)
+        if source == yard.by_name["third"]:
+            monkeypatch.setattr(made, "carry", refuse)
+        return made
+
+    monkeypatch.setattr(yard.desk, "pipeline", of)
     yard.write("third", "refused", 1)
     with pytest.raises(ClientError, match="not yours"):
         yard.desk.run(once=False, stopped=lambda: False, watch=lambda *_: None, told=yard.told.append)
@@ -178,3 +178,35 @@ def test_who_finds_the_ledger_away_waits_alone(yard: Yard, monkeypatch: pytest.M
     assert sorted(yard.files()) == ["late", "other"]
     assert True in away
     assert away[-1] is False
+
+
+def test_names_that_are_no_text_are_told_as_text(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads what is told, logged and kept of a file can print it; one that cannot be read is told so too."""
+    yard.write("erp", os.fsdecode(b"m\xfcnchen"), 1)
+    yard.write("hooks", os.fsdecode(b"k\xf6ln"), 1)
+    pipeline, hooks = yard.desk.pipeline, yard.by_name["hooks"]
+
+    def broken(path: Path, **_: object) -> Outcome:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    def of(source: str) -> Pipeline:
+        made = pipeline(source)
+        if source == hooks:
+            monkeypatch.setattr(made, "carry", broken)
+        return made
+
+    monkeypatch.setattr(yard.desk, "pipeline", of)
+
+    def failing() -> list[str]:
+        return [one.message for one in yard.desk.health.all(hooks) if one.failing_since is not None]
+
+    until = time.monotonic() + WAIT_S
+    yard.desk.run(
+        once=False,
+        stopped=lambda: bool(yard.told and failing()) or time.monotonic() > until,
+        watch=lambda *_: None,
+        told=yard.told.append,
+    )
+    (line,), (message,) = yard.told, failing()
+    assert "m\\xfcnchen.csv: DONE" in line
+    assert "k\\xf6ln.csv" in message
