@@ -111,6 +111,49 @@ def test_a_plain_file_is_read_in_columns(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("TEA;P1;x;2;EA;more", "COLUMN_COUNT"),
+        ("TEA;P1;x;2", "COLUMN_COUNT"),
+        ('TEA;P1;"a""b"c;2;EA', "MALFORMED_ROW"),
+    ],
+)
+def test_a_bad_line_is_refused_wherever_it_stands(tmp_path: Path, line: str, reason: str) -> None:
+    """Far down in a file whose fault is in a column that nobody needs: the line is refused, and no other."""
+    good = ["CUP;P1;n;1;EA"] * 20_000
+    file = write(tmp_path, *good, line, "POT;P1;n;3;EA", head="ARTICLE;PLANT;NOTE;QTY;UOM")
+    staged = stage(file, snapshot(), tmp_path / "rows.parquet")
+    assert (staged.good, staged.refused, dict(staged.reasons)) == (20_001, 1, {reason: 1})
+    assert staged.examples[0].position == 20_002
+
+
+def test_what_columns_cannot_tell_is_translated_with_its_own_cells(tmp_path: Path) -> None:
+    """Rows that only the mapper understands, here and there in a wide file: each is taken as it stands there."""
+    names = [f"Käse{n}" if n % 777 == 0 else f"CUP{n}" for n in range(1, 5_001)]
+    lines = [f"{name};P1;n{n};{n};EA" for n, name in enumerate(names, 1)]
+    file = write(tmp_path, *lines, "POT;P1;x;zwei;EA", head="ARTICLE;PLANT;NOTE;QTY;UOM")
+    staged = stage(file, snapshot(), tmp_path / "rows.parquet")
+    assert staged.by_columns
+    assert rows_of(staged) == sorted((name, "berlin", n, False, "") for n, name in enumerate(names, 1))
+    (refused,) = staged.examples
+    assert (refused.position, refused.raw) == (5_002, b"POT;P1;x;zwei;EA")
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cut short between the look at all rows and that at single ones: it says nothing."""
+    file = write(tmp_path, *["CUP;P1;1;EA"] * 5_000, "Käse;P1;1;EA")
+    scan = pl.scan_parquet
+
+    def scan_parquet(path: Path) -> pl.LazyFrame:
+        write(tmp_path, "CUP;P1;1;EA")
+        return scan(path)
+
+    monkeypatch.setattr(pl, "scan_parquet", scan_parquet)
+    with pytest.raises(ArtifactRefused, match="changed while it was read"):
+        stage(file, snapshot(), tmp_path / "rows.parquet")
+
+
 def test_a_half_written_archive_is_refused(tmp_path: Path) -> None:
     """A compressed file that ends too early is no snapshot."""
     whole = gzip.compress(write(tmp_path, *(f"S{number};P1;1;EA" for number in range(5_000))).read_bytes())

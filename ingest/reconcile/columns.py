@@ -63,13 +63,13 @@ class Translation:
                 self._decimals = bool(first.select(pl.col(column).str.contains(r"[^0-9]").any()).item())
 
     def typed(self) -> pl.LazyFrame:
-        """Return the typed columns, ``certain``, ``ignored``, ``short``, and the cells of what is not certain."""
+        """Return the typed columns, ``certain``, ``ignored``, ``short`` and ``empty``."""
         import polars as pl
 
         orders = self._settings.kind == "ORDERS"
+        cells = [name for name in self._schema.names() if name != "row"]
         names = ORDER_COLUMNS if orders else POSITION_COLUMNS
         used = [name for name in (*names, "unit", "type") if name not in ("row", "quantity", "quarantine")]
-        cells = [name for name in self._schema.names() if name != "row"]
         texts = self._lazy.with_columns(**{f"={name}": self._text(name) for name in used})
         checks = [pl.col(f"={name}").str.contains(PLAIN_64) for name in ("sku", "node")]
         if self._mapping.sku_pattern:
@@ -103,8 +103,9 @@ class Translation:
             *(own.get(name, pl.col("row" if name == "row" else f"={name}")).alias(name) for name in names),
             pl.col("certain"),
             kind["ignored"].alias("ignored"),
-            *(pl.when(~pl.col("certain")).then(pl.col(name)).alias(f"cell:{name}") for name in cells),
             pl.col(cells[-1]).is_null().alias("short"),
+            # Of every cell something is asked: a column that polars need not read, it does not check either.
+            pl.all_horizontal(pl.col(name).is_null() for name in cells).alias("empty"),
         )
 
     # --- Fields -------------------------------------------------------------------------------------------

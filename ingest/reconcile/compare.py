@@ -18,7 +18,8 @@ EXAMPLES_MAX = 5
 ROUND_SEED = 7
 Kind = Literal["ON_HAND", "QUARANTINED", "OPEN"]
 _COMPARED = ("kind", "sku", "node", "reason", "said", "ledger", "variance", "settled", "known", "absent")
-VARIANCE_COLUMNS = (*_COMPARED, "on_hand_now", "reserved", "committed")
+_FIGURES = ("on_hand_now", "reserved", "committed")
+VARIANCE_COLUMNS = (*_COMPARED, *_FIGURES)
 """``variance`` is ledger minus said, ledger as of the point; ``known``: the ledger has the position; ``absent``: the
 file does not; the last three are of now."""
 
@@ -92,18 +93,24 @@ def compare_positions(
     import polars as pl
 
     counts, found = Counts(), []
-    for said_part, book_part, reasons_part, positions in _rounds(said, book, reasons, rules.batch_rows):
-        joined = _joined(said_part, book_part, rules)
-        differing, seen = _differing(joined)
-        if seen != positions or _repeated(differing):  # a position joined with two rows is there twice
-            return Compared(variances=empty_variances(), counts=counts, doubled=doubled_rows(said))
+    for said_part, book_part, reasons_part, rows, positions in _rounds(said, book, reasons, rules.batch_rows):
+        told = _told(book_part, rules)
+        joined = _joined(said_part, told, rules)
+        differing = _with_rest(_differing(joined), told)
+        if rules.quarantine == "INCLUDED":
+            rows = said_part.select((~pl.col("quarantine")).sum()).collect().item()
+        if _repeated(differing, rows, positions):
+            doubled = doubled_rows(said)
+            if doubled is None:
+                raise AssertionError("the ledger's side names a position twice")
+            return Compared(variances=empty_variances(), counts=counts, doubled=doubled)
         counts.add(_count(said_part, book_part, differing, positions, rules))
-        found.append(_with_figures(_on_hand_variances(differing, rules), book_part))
+        found.append(_on_hand_variances(differing, rules))
         if rules.quarantine != "LEFT":
-            quarantine = _quarantine(said_part, reasons_part, joined, rules)
+            quarantine = _quarantine(said_part, reasons_part, joined, told, rules)
             if quarantine is None:
                 return Compared(variances=empty_variances(), counts=counts, doubled=doubled_rows(said))
-            found.append(_with_figures(quarantine, book_part))
+            found.append(quarantine)
     return Compared(variances=pl.concat(found) if found else empty_variances(), counts=counts)
 
 
@@ -140,8 +147,8 @@ def doubled_rows(said: pl.LazyFrame) -> Doubled | None:
 
 def _rounds(
     said: pl.LazyFrame, book: pl.LazyFrame, reasons: pl.LazyFrame, batch_rows: int
-) -> Iterator[tuple[pl.LazyFrame, pl.LazyFrame, pl.LazyFrame, int]]:
-    """Yield all of it, or by the hash of the sku in as many rounds as bound memory; with the positions in each."""
+) -> Iterator[tuple[pl.LazyFrame, pl.LazyFrame, pl.LazyFrame, int, int]]:
+    """Yield all of it, or by the hash of the sku in as many rounds as bound memory; with rows and positions of each."""
     import polars as pl
 
     rows, positions = (
@@ -149,15 +156,28 @@ def _rounds(
     )
     rounds = -(-max(rows, positions) // batch_rows)
     if rounds <= 1:
-        yield said, book, reasons, positions
+        yield said, book, reasons, rows, positions
         return
     for number in range(rounds):
         mine = pl.col("sku").hash(ROUND_SEED) % rounds == number
-        part = book.filter(mine)
-        yield said.filter(mine), part, reasons.filter(mine), part.select(pl.len()).collect().item()
+        parts = [said.filter(mine), book.filter(mine)]
+        lengths = pl.collect_all([part.select(pl.len()) for part in parts], engine="streaming")
+        yield *parts, reasons.filter(mine), *(one.item() for one in lengths)
 
 
-def _joined(said: pl.LazyFrame, book: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
+def _told(book: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
+    """Return the ledger's side by the basis of the snapshot."""
+    import polars as pl
+
+    if rules.basis != "NET":
+        return book
+    return book.with_columns(  # on_hand without what the source has confirmed
+        on_hand=pl.col("on_hand") - pl.col("confirmed"),
+        settled=pl.col("settled") & pl.col("confirmed_settled"),
+    )
+
+
+def _joined(said: pl.LazyFrame, told: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
     """Return every position of either side with what each says of on_hand; ``said`` null: it has no row."""
     import polars as pl
 
@@ -171,34 +191,45 @@ def _joined(said: pl.LazyFrame, book: pl.LazyFrame, rules: Rules) -> pl.LazyFram
             pl.col("quantity").sum().alias("said"),
             (~pl.col("quarantine")).sum().alias("plain"),
         )
-    told = book
-    if rules.basis == "NET":  # on_hand without what the source has confirmed
-        told = told.with_columns(
-            on_hand=pl.col("on_hand") - pl.col("confirmed"),
-            settled=pl.col("settled") & pl.col("confirmed_settled"),
-        )
-    told = told.select("sku", "node", "on_hand", "settled")
-    return rows.join(told, on=["sku", "node"], how="full", coalesce=True)
+    return rows.join(told.select("sku", "node", "on_hand"), on=["sku", "node"], how="full", coalesce=True)
 
 
-def _differing(joined: pl.LazyFrame) -> tuple[pl.DataFrame, int]:
-    """Return what is not equal on both sides, and how often the join has a position of the ledger."""
+def _differing(joined: pl.LazyFrame) -> pl.DataFrame:
+    """Return what is not equal on both sides."""
     import polars as pl
 
     said, ledger = pl.col("said"), pl.col("on_hand")
     differing = said.is_null() | ledger.is_null() | (said != ledger)
     if "plain" in joined.collect_schema().names():
         differing = differing | (pl.col("plain") > 1)
-    seen = joined.select(ledger.is_not_null().sum())
-    frames = pl.collect_all([joined.filter(differing), seen], engine="streaming")
-    return frames[0], int(frames[1].item())
+    return joined.filter(differing).collect(engine="streaming")
 
 
-def _repeated(differing: pl.DataFrame) -> bool:
-    """Whether a row of a position that the ledger does not have came twice."""
+def _with_rest(rows: pl.DataFrame, told: pl.LazyFrame) -> pl.DataFrame:
+    """Add what else the ledger says of these positions: only of those that differ, which are few."""
     import polars as pl
 
-    if "plain" in differing.columns and differing.select((pl.col("plain") > 1).any()).item():
+    keys = ["sku", "node"]
+    wanted = told.select(*keys, "settled", *_FIGURES).join(rows.lazy().select(keys), on=keys, how="semi")
+    return (
+        rows.lazy()
+        .join(wanted, on=keys, how="left", maintain_order="left")
+        .with_columns(pl.col("settled").fill_null(True), *(pl.col(name).fill_null(0) for name in _FIGURES))
+        .collect(engine="streaming")
+    )
+
+
+def _repeated(differing: pl.DataFrame, rows: int, positions: int) -> bool:
+    """Whether a row came twice. ``rows``: that were joined; the ledger has each of its ``positions`` once.
+
+    So many rows found a position as there are positions that found a row, unless two rows found the same one.
+    """
+    import polars as pl
+
+    if "plain" in differing.columns:  # one row each, by their sum
+        if differing.select((pl.col("plain") > 1).any()).item():
+            return True
+    elif rows - differing["on_hand"].null_count() != positions - differing["said"].null_count():
         return True
     new = differing.lazy().filter(pl.col("on_hand").is_null()).select("sku", "node").collect()
     return new.n_unique() != new.height if new.height else False
@@ -284,27 +315,12 @@ def _on_hand_variances(differing: pl.DataFrame, rules: Rules) -> pl.DataFrame:
         ledger=ledger,
         variance=ledger - pl.col("said"),
         known=known,
-        settled=pl.col("settled").fill_null(True),
     )
-    return made.filter(pl.col("variance") != 0).select(_COMPARED).collect()
-
-
-def _with_figures(variances: pl.DataFrame, book: pl.LazyFrame) -> pl.DataFrame:
-    """Add what the ledger has now: only of those that differ, which are few."""
-    import polars as pl
-
-    if not variances.height:
-        return empty_variances()
-    figures = ("on_hand_now", "reserved", "committed")
-    keys = variances.lazy().select("sku", "node").unique()
-    now = book.select("sku", "node", *figures).join(keys, on=["sku", "node"], how="semi")
-    joined = variances.lazy().join(now, on=["sku", "node"], how="left")
-    filled = joined.with_columns(pl.col(name).fill_null(0) for name in figures)
-    return filled.select(VARIANCE_COLUMNS).collect(engine="streaming")
+    return made.filter(pl.col("variance") != 0).select(VARIANCE_COLUMNS).collect()
 
 
 def _quarantine(
-    said: pl.LazyFrame, reasons: pl.LazyFrame, joined: pl.LazyFrame, rules: Rules
+    said: pl.LazyFrame, reasons: pl.LazyFrame, joined: pl.LazyFrame, told: pl.LazyFrame, rules: Rules
 ) -> pl.DataFrame | None:
     """Return variances by reason of positions that the file names; None where a row comes twice."""
     import polars as pl
@@ -319,7 +335,7 @@ def _quarantine(
     in_scope = joined
     if rules.absent == "IGNORE":
         in_scope = in_scope.filter(pl.col("said").is_not_null())
-    places = in_scope.select("sku", "node", "settled", "on_hand")
+    places = in_scope.select("sku", "node", "on_hand")
     both = (
         taken.lazy()
         .select(*keys, "said")
@@ -331,10 +347,9 @@ def _quarantine(
         said=pl.col("said").fill_null(0),
         ledger=pl.col("ledger").fill_null(0),
         known=pl.col("on_hand").is_not_null(),
-        settled=pl.col("settled").fill_null(True),
     )
     made = made.with_columns(variance=pl.col("ledger") - pl.col("said"))
-    return made.filter(pl.col("variance") != 0).select(_COMPARED).collect()
+    return _with_rest(made.filter(pl.col("variance") != 0).collect(), told).select(VARIANCE_COLUMNS)
 
 
 def lookalike(said: pl.LazyFrame, others: pl.LazyFrame, nodes: Sequence[str]) -> dict[str, float]:

@@ -166,9 +166,13 @@ def _by_columns(path: Path, settings: SnapshotSettings, mapper: Mapper, target: 
     sink = _Sink(settings, staged)
     head = csv.skip_lines + (not csv.columns) if csv is not None else 0
     if uncertain:
-        cells = [f"cell:{name}" for name in lazy.collect_schema().names() if name != "row"]
-        places = [cells.index(f"cell:{name}") for name in mapper.columns]
-        left = made.filter(~pl.col("certain")).select("row", *cells).collect()
+        cells = [name for name in lazy.collect_schema().names() if name != "row"]
+        places = [cells.index(name) for name in mapper.columns]
+        numbers = made.filter(~pl.col("certain")).select("row").collect()["row"]
+        left = lazy.filter(pl.col("row").is_in(numbers.implode())).collect(engine="streaming").sort("row")
+        if left.height != uncertain:
+            parts.unlink()
+            raise ArtifactRefused("the file changed while it was read")
         for number, *values in left.iter_rows():
             sink.take(Row(number + head, [values[place] for place in places], _said(values)), mapper)
     _bounded(staged, settings)
