@@ -322,7 +322,9 @@ def read_shops(path: Path) -> dict[str, ShopSettings]:
     """Read the file of shops, by channel. Paths in it count from its folder. Raises SettingsRefused with all errors."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise SettingsRefused(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsRefused(f"{path}: {error}") from error
     try:
         settings = PublisherSettings.model_validate(found)

@@ -75,6 +75,7 @@ def test_a_past_moment_is_told_as_json(
     capsys.readouterr()
     written = sh(".venv/bin/availability historian run --ready-file ready.json --data-dir . --once", ready)
     assert written.returncode == 0
+    assert "alembic" not in written.stdout + written.stderr
     page = said("history", sku, "--node", node, "--size", "1")
     assert [one["on_hand"] for one in page["chapters"]] == [7]
     older = said("history", sku, "--node", node, "--before", page["before"])
@@ -93,6 +94,7 @@ def test_a_past_moment_is_told_as_json(
         ("explain A -c web --at yesterday", 2, "neither a version"),
         ("history A --node n --at 1-x", 2, "neither a version"),
         ("audit verify-chain --since lately", 2, "is no day"),
+        ("audit verify-chain", 1, "NOT_IN_HISTORY: nothing is written yet"),
     ],
 )
 def test_what_cannot_be_told_is_one_line(

@@ -119,3 +119,6 @@ def test_missing_keys_and_a_wrong_file_are_one_line(folder: Path, capsys: pytest
     code, _, err = cli(folder, capsys, "status")
     assert code == 1
     assert "shops.web.url" in err
+    (folder / "shops.toml").unlink()
+    code, _, err = cli(folder, capsys, "status")
+    assert (code, err.strip()) == (1, f"error: {folder / 'shops.toml'}: No such file or directory")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from availability.cli.errors import EXIT_BROKEN, usage
+from availability.cli.errors import EXIT_BROKEN, CommandError, usage
 from availability.cli.historian import Config, DataDir, settings_of
 from availability.cli.options import AsJson
 from availability.cli.output import console, print_json, table
@@ -53,6 +53,10 @@ def verify_chain(
             )
     finally:
         engine.dispose()
+    if not (proof.records or proof.days or proof.count or first_day):
+        raise CommandError(
+            "NOT_IN_HISTORY", "nothing is written yet, so nothing is proven: is this its database?"
+        )
     if as_json:
         print_json(asdict(proof))
     else:

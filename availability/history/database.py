@@ -71,11 +71,11 @@ def open_database(url: str, data_dir: Path, *, upgrade: bool = True) -> Engine:
 
 def upgrade_tables(engine: Engine) -> None:
     """Run the migrations that this database has not seen, one process at a time."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its plugins when it is imported
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its plugins at each start
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     with failures(), engine.begin() as connection:
