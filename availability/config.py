@@ -45,7 +45,8 @@ class RedisSettings(_Section):
 
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="Address, with user and password where it needs them.",
+        description="Address, with user and password where it needs them; of one server, or of Sentinels or a Cluster"
+        " to ask.",
     )
     prefix: str = Field("avail", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="First part of every key.")
     profile: Profile = Field(

@@ -14,6 +14,7 @@ from availability.ledger import keys
 from availability.ledger.connection import ConnectionSettings, load_library, make_client, translate
 from availability.ledger.errors import LedgerError
 from availability.ledger.library import Library, packaged
+from availability.ledger.primary import Primary
 
 VERSION_MIN = (7, 0, 0)
 CLOCK_OFFSET_WARN_S = 2.0
@@ -37,7 +38,13 @@ def inspect(
     try:
         client = make_client(settings)
     except ValueError as error:
-        return [_error("url", "not understood", f"use redis://, rediss:// or unix:// ({error})")]
+        return [
+            _error(
+                "url",
+                "not understood",
+                f"use redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// ({error})",
+            )
+        ]
     with client:
         try:
             info: dict[str, Any] = client.info()  # Any: the library's own type
@@ -45,7 +52,16 @@ def inspect(
             return [
                 _error("connection", str(translate(error)), "check redis.url, its password and the network")
             ]
-        return list(_findings(client, info, settings, profile, shared_database))
+        return [*_followed(client), *_findings(client, info, settings, profile, shared_database)]
+
+
+def _followed(client: redis.Redis) -> list[Finding]:
+    """Tell where the primary was found, where the address leaves that to Sentinels or a Cluster."""
+    primary: Primary | None = client.connection_pool.connection_kwargs.get("primary")
+    if primary is None or primary.address is None:
+        return []
+    host, port = primary.address
+    return [_ok("address", f"the primary is at {host}:{port}, and is followed")]
 
 
 def _ok(what: str, found: str) -> Finding:
