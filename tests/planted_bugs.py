@@ -75,6 +75,7 @@ OPERATION = (
     "tests/test_reconcile_figures.py",
     "tests/test_flash_sale.py",
 )
+FAILOVER = ("tests/faults/test_fault_failover.py",)
 SECONDS_MAX = 900
 
 
@@ -215,6 +216,9 @@ BUGS = (
     Bug("an alert waits for a metric that is not there", "deploy/prometheus/alerts.yaml", "expr: availability_replica_age_seconds > 2", "expr: availability_replica_lag_seconds > 2", OPERATION),
     Bug("a unit starts what does not exist", "deploy/systemd/availability-publisher.service", "publish run --token-file", "publisher run --token-file", OPERATION),
     Bug("a probe asks for a service that nobody knows", "deploy/kubernetes/server.yaml", "service: liveness", "service: live", OPERATION),
+    Bug("a server that is no primary is asked again", "availability/ledger/primary.py", "            self._elsewhere = True  #", "            self._elsewhere = False  #", FAILOVER),
+    Bug("a Sentinel's word is enough", "availability/ledger/primary.py", 'if role not in (b"master", "master"):', 'if role == "":', FAILOVER),
+    Bug("a slot on the move ends the call", "availability/ledger/connection.py", "if any(words in text for words in _SLOT_ON_THE_MOVE):", "if any(words == text for words in _SLOT_ON_THE_MOVE):", FAILOVER),
     Bug("a setting of Redis is misspelt", "deploy/redis/valkey-ha.conf", "min-replicas-to-write 1", "min-replica-to-write 1", OPERATION),
     Bug("the image runs as root", "deploy/Dockerfile", "USER 10001:10001\n", "", OPERATION),
     Bug("units sold twice are not added up", "benchmarks/sale_audit.py", "max(0, units - received.get(sku, 0))", "max(0, received.get(sku, 0) - units)", OPERATION),

@@ -134,9 +134,7 @@ class _Following:
         try:
             return super().read_response(*arguments, **options)  # type: ignore[misc]
         except ELSEWHERE:
-            self._elsewhere = (
-                True  # answers of a pipeline may follow: disconnected when next taken from the pool
-            )
+            self._elsewhere = True  # not disconnected yet: answers of a pipeline may follow
             raise
 
 

@@ -213,8 +213,10 @@ def test_a_demoted_primary_is_left_by_all(
     # A Sentinel that is behind the others: the server itself says that it is no primary.
     replica = next(node for node in watched.nodes if node is not primary)
     monkeypatch.setattr(Sentinel, "discover_master", lambda *_: ("127.0.0.1", replica.port))
+    reader = Ledger(LedgerSettings(connection=ConnectionSettings(url=watched.url)))
     with pytest.raises(LedgerUnreachable):
-        connect(watched.url)
+        reader.head()
+    reader.close()
 
 
 def test_a_slot_moves_and_its_server_dies(
