@@ -21,7 +21,7 @@ from availability.client import ClientError
 from availability.telemetry import IngestMetrics
 from ingest.feed_health import FOLDER, FeedHealth
 from ingest.figures import RowCounter
-from ingest.pipeline import Outcome
+from ingest.pipeline import Outcome, Progress
 from ingest.sources.drop_folder import DropFolderSource
 from ingest.upkeep import Upkeep
 
@@ -161,9 +161,10 @@ class Carriers:
     def _note(self, name: str, folder: DropFolderSource, outcome: Outcome) -> None:
         known = " (delivered before)" if outcome.known else ""
         reason = f": {outcome.reason}" if outcome.reason else ""
-        left = f", {folder.waiting} wait" if folder.waiting else ""
+        left = f"; {folder.waiting} wait" if folder.waiting else ""
+        became = "" if known or reason else f": {_became(outcome.progress)}"
         with self._one_at_a_time:
-            self._told(f"{name}: {outcome.progress.name}: {outcome.state}{known}{reason}{left}")
+            self._told(f"{name}: {outcome.progress.name}: {outcome.state}{known}{reason}{became}{left}")
         self._upkeep.carried(name)
         self._metrics.artifact(name, "known" if outcome.known else outcome.state.lower())
         self._counters[name].count(outcome.progress)
@@ -182,6 +183,19 @@ class _Pauses:
 
     def reset(self) -> None:
         self._next_s = OUTAGE_PAUSE_S
+
+
+def _became(progress: Progress) -> str:
+    """Say what became of a file's rows; a person must not have to look for refused ones."""
+    counts = {
+        "applied": progress.applied,
+        "had been applied": progress.repeated,
+        "refused (ingest letters list)": progress.refused,
+        "ignored": progress.ignored,
+        "compared": progress.compared,
+        "before the cutover": progress.before_point,
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count or what == "applied")
 
 
 def _waiting(folder: DropFolderSource) -> int:

@@ -68,7 +68,7 @@ def test_the_first_feed_works_as_printed(server: object, tmp_path: Path) -> None
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "stock.csv: DONE" in ended.stdout
+    assert "stock.csv: DONE: 3 applied, 1 refused" in ended.stdout
     assert ended.stdout.count("'PAL' is not") == 2, ended.stdout
 
 
