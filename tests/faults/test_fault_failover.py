@@ -279,7 +279,11 @@ def test_a_slot_that_moves_key_by_key_tears_nothing(
         found = sorted(cluster.keys_at(source))
         unfinished: list[calls.Extend | calls.Reserve] = []
         rng.shuffle(found)
+        asked = set(rng.sample(found, min(len(found), 40)))
         for name in found:
+            if name not in asked:
+                cluster.move_key(source, target, name)
+                continue
             raw, _ = pack(delta("RECEIPT", "a", "n1", UNITS, stream="s", source_sequence=received + 1), "erp")
             if _sent(source, ledger, "deltas", calls.Deltas("erp", [raw], True, 1), calls_made):
                 received += 1

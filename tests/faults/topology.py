@@ -244,7 +244,7 @@ class Cluster:
 
     def keys_at(self, source: Node) -> list[bytes]:
         """Name keys that have not moved yet."""
-        return list(source.client.execute_command("CLUSTER", "GETKEYSINSLOT", self.slot, 1000))
+        return list(source.client.execute_command("CLUSTER", "GETKEYSINSLOT", self.slot, 100_000))
 
     def move_key(self, source: Node, to: Node, *names: bytes) -> None:
         where = ("127.0.0.1", to.port, "", 0, 10_000, "AUTH", PASSWORD)
