@@ -194,7 +194,7 @@ def bad_files(books: Books, names: Names, lab: Lab) -> dict[str, tuple[str, str,
             "another node",
         ),
         "all zeros": (text([(sku, where, 0) for sku, where, _ in rows]), HELD, "all 30 quantities are 0"),
-        "doubled rows": (text([*rows, rows[3]]), REFUSED, "come more than once"),
+        "doubled rows": (text([*rows, rows[3]]), REFUSED, "comes more than once"),
         "in cases": (
             text([(sku, where, units // 12 or 1) for sku, where, units in rows]),
             HELD,
@@ -224,6 +224,8 @@ def test_bad_files_change_nothing_and_say_why(lab: Lab, books: Books, names: Nam
         assert word in run.reason, (name, run.reason)
         assert "\n" not in run.reason
         assert lab.stock((names.node(),)) == before, name
+        if state == REFUSED:  # and each difference that is kept of it says so
+            assert {one.hold for one in lab.store.variances(run.run_id)} <= {"REFUSED"}, name
 
 
 def test_what_an_unreadable_row_spoke_of_is_not_taken_for_absent(

@@ -45,6 +45,10 @@ def rows_of(staged: Staged) -> list[tuple[Any, ...]]:
     return sorted(frame.iter_rows())
 
 
+def numbered(staged: Staged) -> list[tuple[Any, ...]]:
+    return sorted(pl.read_parquet(staged.path, columns=list(POSITION_COLUMNS)).iter_rows())
+
+
 def write(folder: Path, *lines: str, head: str = "ARTICLE;PLANT;QTY;UOM") -> Path:
     file = folder / "stock.csv"
     file.write_text("\n".join((head, *lines)) + "\n", encoding="utf-8")
@@ -77,6 +81,10 @@ def test_columns_and_rows_say_the_same(
     mapper = Mapper(config.source, config.mapping)
     slow = staging._by_rows(file, config, mapper, tmp_path / "slow.parquet", lambda _: None)
     assert rows_of(fast) == rows_of(slow)
+    if not any(
+        '"' in cell for cells in rows for cell in cells
+    ):  # a cell may hold a line end: lines are not rows
+        assert numbered(fast) == numbered(slow)
     assert (fast.reasons, fast.rows) == (slow.reasons, slow.rows)
 
 
@@ -95,7 +103,7 @@ def test_parquet_in_columns_and_by_rows_say_the_same(tmp_path: Path, rows: list[
     mapper = Mapper(config.source, config.mapping)
     slow = staging._by_rows(file, config, mapper, tmp_path / "slow.parquet", lambda _: None)
     assert fast.by_columns
-    assert rows_of(fast) == rows_of(slow)
+    assert numbered(fast) == numbered(slow)
     assert fast.reasons == slow.reasons
 
 

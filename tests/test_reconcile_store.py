@@ -88,11 +88,18 @@ def test_a_run_and_its_variances_come_back_as_they_were_kept(store: Store) -> No
 
 
 def test_a_newer_run_supersedes_one_that_waits(store: Store) -> None:
-    """Two approvals of the same difference would correct it twice."""
+    """Two approvals of the same difference would correct it twice; but a refused file says nothing of it."""
     store.begin(run("a"))
     store.keep("a", [variance(0, HELD)], state=HELD)
     store.begin(run("b", begun_at=NOW + 1))
+    store.keep("b", [variance(0, REPORTED)], state=REFUSED)
+    store.begin(run("c", snapshot="other", begun_at=NOW + 1))
+    store.keep("c", [], state=CORRECTING)
+    assert (store.run("a").state, store.states("a")) == (HELD, {HELD: 1})
+    store.begin(run("d", begun_at=NOW + 2))
+    store.keep("d", [variance(0, HELD)], state=HELD)
     assert (store.run("a").state, store.states("a")) == (SUPERSEDED, {REPORTED: 1})
+    assert (store.run("d").state, store.states("d")) == (HELD, {HELD: 1})
 
 
 def test_an_approval_lets_on_what_is_held_but_for_what_is_kept_back(store: Store) -> None:

@@ -394,7 +394,8 @@ def _show(
     point = (
         ", ".join(f"{stream} {number:,}" for stream, number in run.as_of.items()) or run.snapshot_id or "none"
     )
-    out.print(f"{run.file}: {run.rows:,} rows, {run.positions:,} in the ledger, point: {point}")
+    beside = f", {run.positions:,} in the ledger" if run.positions or run.state != "REFUSED" else ""
+    out.print(f"{run.file}: {run.rows:,} rows{beside}, point: {point}")
     for finding in run.findings:
         out.print(
             f"{finding['severity']} {finding['code']}: {finding['sentence']}", markup=False, style="red"
@@ -424,7 +425,7 @@ def _show(
     if sku:
         for one in shown:
             for _, _, sentence, evidence in store.parts(run.run_id, one.number):
-                out.print(f"{sentence}: {evidence}", markup=False)
+                out.print(f"{sentence}: {evidence}" if json.loads(evidence) else sentence, markup=False)
 
 
 def _where(one: KeptVariance) -> str:

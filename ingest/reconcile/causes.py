@@ -396,7 +396,8 @@ def _rest(case: Case, units: int, since: Sequence[Move], context: Context) -> Pa
         text = f"the ledger has {case.ledger:,}, which nobody can have"
         return Part(cause=Cause.NEGATIVE, units=units, sentence=text)
     if case.agreed:
-        text = f"it agreed in run {case.agreed_run[:8]}; of {len(since):,} deltas since then none accounts for it:"
+        none = f"of {len(since):,} deltas since then none accounts for it" if since else "no delta came since"
+        text = f"it agreed in run {case.agreed_run[:8]}; {none}:"
         text += f" the source moved by {-units:+,} and did not say so"
         if context.gaps:
             text += f" ({context.gaps[0]})"

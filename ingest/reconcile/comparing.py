@@ -123,7 +123,7 @@ class Comparer:
             variances = _few_unknown(variances, known, unknown)
         situation = self._situation(
             run, settings, variances, Context(factors=factors, by_sku=by_sku), known,
-            point_given=point.given and state != REFUSED, held=state == HELD, rows_refused=staged.refused > 0,
+            point_given=point.given, state=state, rows_refused=staged.refused > 0,
         )  # fmt: skip
         kept = explain_positions(
             variances,
@@ -220,7 +220,7 @@ class Comparer:
         known: frozenset[str],
         *,
         point_given: bool,
-        held: bool,
+        state: str,
         rows_refused: bool,
     ) -> Situation:
         places: list[Place] = list(variances.select("sku", "node").unique().iter_rows())
@@ -237,7 +237,8 @@ class Comparer:
             run_id=run.run_id,
             settings=settings,
             point_given=point_given,
-            held=held,
+            refused=state == REFUSED,
+            held=state == HELD,
             context=context,
             agreed=agreed,
             spoken_for=self._spoken_for(settings, places),
@@ -327,7 +328,8 @@ class Comparer:
         situation = Situation(
             run_id=run.run_id,
             settings=settings,
-            point_given=point.given and state != REFUSED,
+            point_given=point.given,
+            refused=state == REFUSED,
             held=state == HELD,
             rows_refused=staged.refused > 0,
             context=Context(

@@ -35,6 +35,7 @@ HOLDS = {
     "LARGE": "it moves by more than position_units_max: somebody looks first",
     "ROWS_REFUSED": "rows of the file could not be read: what is not in it may be one of them",
     "NO_POINT": "the snapshot names no point: nothing is corrected",
+    "REFUSED": "the file is refused: nothing is corrected",
     "OTHER_SPEAKS": "a snapshot of a lower rank speaks for it",
     "TWO_SPEAK": "two snapshots of one rank speak for it: name an arbiter by rank",
     "UNKNOWN_SKU": "the ledger does not know the sku",
@@ -64,6 +65,7 @@ class Situation:
     run_id: str
     settings: SnapshotSettings
     point_given: bool
+    refused: bool
     held: bool
     context: Context
     agreed: Mapping[Place, tuple[int, str]] = field(default_factory=dict)
@@ -145,8 +147,8 @@ def _kept_position(
     main = max(parts, key=lambda part: abs(part.units))
     request = of_position(situation.run_id, kind, sku, node, reason, variance, main.cause.value)
     hold = ""
-    if not situation.point_given:
-        hold = "NO_POINT"
+    if situation.refused or not situation.point_given:
+        hold = "REFUSED" if situation.refused else "NO_POINT"
     elif not row["settled"]:
         hold = "UNSETTLED"
     elif situation.rows_refused and (row["absent"] or situation.settings.quarantine == "BESIDE"):
@@ -230,7 +232,7 @@ def _kept_order(
     occurred_us: int,
 ) -> KeptVariance:
     main = max(parts, key=lambda part: abs(part.units))
-    hold = "" if situation.point_given else "NO_POINT"
+    hold = "REFUSED" if situation.refused else "" if situation.point_given else "NO_POINT"
     if not hold and not one.settled:
         hold = "UNSETTLED"
     if not hold and situation.rows_refused and one.said < one.ledger:

@@ -92,7 +92,10 @@ def doubled(found: Doubled) -> Finding:
     """Return what is said of rows that come twice."""
     key, rows = found.examples[0]
     where = " and ".join(str(row) for row in rows)
-    text = f"{found.keys:,} positions come more than once, {key} for one (rows {where}): which row is true?"
+    several = f"{found.keys:,} positions come more than once, {key} for one"
+    text = (
+        f"{several if found.keys > 1 else f'{key} comes more than once'} (rows {where}): which row is true?"
+    )
     return _refused("DOUBLED_ROWS", text)
 
 

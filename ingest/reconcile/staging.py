@@ -164,7 +164,6 @@ def _by_columns(path: Path, settings: SnapshotSettings, mapper: Mapper, target: 
     counted = total - uncertain - ignored
     staged = Staged(path=target, rows=counted + ignored, ignored=ignored, by_columns=True)
     sink = _Sink(settings, staged)
-    head = csv.skip_lines + (not csv.columns) if csv is not None else 0
     if uncertain:
         cells = [name for name in lazy.collect_schema().names() if name != "row"]
         places = [cells.index(name) for name in mapper.columns]
@@ -174,7 +173,7 @@ def _by_columns(path: Path, settings: SnapshotSettings, mapper: Mapper, target: 
             parts.unlink()
             raise ArtifactRefused("the file changed while it was read")
         for number, *values in left.iter_rows():
-            sink.take(Row(number + head, [values[place] for place in places], _said(values)), mapper)
+            sink.take(Row(number, [values[place] for place in places], _said(values)), mapper)
     _bounded(staged, settings)
     staged.good = counted + sink.count
     if not uncertain and not ignored:
@@ -186,9 +185,10 @@ def _by_columns(path: Path, settings: SnapshotSettings, mapper: Mapper, target: 
 
 
 def _scan(path: Path, csv: CsvSettings | None, columns: Sequence[str]) -> pl.LazyFrame:
-    """Return the file's cells behind a row number. Raises _NotInColumns where only the decoder can tell."""
+    """Return the file's cells behind the decoder's row number. Raises _NotInColumns where only that can tell."""
     import polars as pl
 
+    head = csv.skip_lines + (not csv.columns) if csv is not None else 0
     if csv is None:
         lazy = pl.scan_parquet(path)
         names = lazy.collect_schema().names()
@@ -217,7 +217,7 @@ def _scan(path: Path, csv: CsvSettings | None, columns: Sequence[str]) -> pl.Laz
         )
     if "row" in names:
         raise _NotInColumns
-    return wanted.with_row_index("row", 1)
+    return wanted.with_row_index("row", 1 + head)
 
 
 def _names(path: Path, csv: CsvSettings) -> list[str]:

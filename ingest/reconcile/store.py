@@ -92,20 +92,9 @@ class Store:
     # --- Runs ---------------------------------------------------------------------------------------------
 
     def begin(self, run: Run) -> None:
-        """Note a new run; earlier ones of the snapshot that wait for approval are superseded in the same moment."""
-        table = reconcile_runs
+        """Note a new run."""
         with writing(self.engine) as connection:
-            waiting = sa.select(table.c.run_id).where(table.c.snapshot == run.snapshot, table.c.state == HELD)
-            for (run_id,) in connection.execute(waiting).all():
-                connection.execute(
-                    sa.update(table)
-                    .where(table.c.run_id == run_id)
-                    .values(
-                        state=SUPERSEDED, reason=f"run {run.run_id[:8]} looked again", ended_at=run.begun_at
-                    )
-                )
-                _report_held(connection, run_id)
-            connection.execute(sa.insert(table).values(**_row(run)))
+            connection.execute(sa.insert(reconcile_runs).values(**_row(run)))
 
     def change(self, run_id: str, **values: Any) -> Run:  # Any: columns
         """Change columns of a run; JSON ones as they are. Return it."""
@@ -168,8 +157,14 @@ class Store:
     def keep(
         self, run_id: str, variances: Sequence[KeptVariance], **values: Any
     ) -> None:  # Any: columns of the run
-        """Write what was found and the run's new state, all or nothing; what an earlier attempt wrote is replaced."""
+        """Write what was found and the run's new state, all or nothing; what an earlier attempt wrote is replaced.
+
+        Other runs of the snapshot that wait for approval are superseded in the same moment, unless this one was
+        refused: a file that says nothing takes no other's word away.
+        """
         with writing(self.engine) as connection:
+            if values.get("state") != REFUSED:
+                _supersede(connection, run_id)
             for table in (reconcile_parts, reconcile_variances):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))
             for first in range(0, len(variances), ROWS_AT_ONCE):
@@ -320,6 +315,18 @@ class Store:
         table = reconcile_locks
         with writing(self.engine) as connection:
             connection.execute(sa.delete(table).where(table.c.name == name, table.c.holder == holder))
+
+
+def _supersede(connection: sa.Connection, newer_id: str) -> None:
+    """End the runs of the same snapshot that wait: two approvals of one difference would correct it twice."""
+    table = reconcile_runs
+    newer = connection.execute(sa.select(table).where(table.c.run_id == newer_id)).one()
+    wanted = (table.c.snapshot == newer.snapshot, table.c.state == HELD, table.c.run_id != newer_id)
+    for run_id in connection.scalars(sa.select(table.c.run_id).where(*wanted)).all():
+        why = f"run {newer_id[:8]} looked again"
+        ended = {"state": SUPERSEDED, "reason": why, "ended_at": newer.begun_at}
+        connection.execute(sa.update(table).where(table.c.run_id == run_id).values(**ended))
+        _report_held(connection, run_id)
 
 
 def _report_held(connection: sa.Connection, run_id: str) -> None:
