@@ -139,6 +139,17 @@ def test_a_block_means_what_its_rows_mean(name: str, full: bool) -> None:
     assert min(taken) > 20, f"{taken}: both ways must be gone"
 
 
+@pytest.mark.parametrize("other", [True, 1.0, ["1"], {"a": 1}])
+def test_equal_cells_of_two_types_go_row_by_row(other: object) -> None:
+    """1, 1.0 and true are equal, and not one text: what is remembered of one would be said of the other."""
+    mapper = Mapper("wms", mapping("by place"))
+    rows = [("2", sku, "P1", "3", "EA", "one") for sku in (1, other)]
+    block = Block(1, list(zip(*rows, strict=True)), lambda: [b"", b""], 0, False)
+    assert BlockMapper(mapper).encode(block, "file") is None
+    said = row_by_row(mapping("by place"), list(block.rows()))
+    assert [delta.sku for delta in said if isinstance(delta, pb.Delta)] == ["1", str(other)]
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many different cells as may be, and then anew: within a block too."""
     monkeypatch.setattr(block_mapping, "REMEMBERED_MAX", 3)
