@@ -1,7 +1,7 @@
 """Deltas as they travel: who has them encoded sends them as they are, without making messages of them.
 
 A request is put together by hand: its repeated deltas are one after the other, each behind the field's tag and its own
-length (https://protobuf.dev/programming-guides/encoding).
+length.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import overload
 
+from availability.domain.wire import BYTES, varint
 from availability.v1 import stock_pb2 as stk
-
-BYTES = 2
-"""Wire type of texts, bytes and messages: a length and as many bytes."""
 
 
 class EncodedDeltas(Sequence[stk.Delta]):
@@ -50,16 +48,6 @@ class _Heads(dict[int, bytes]):
     def __missing__(self, length: int) -> bytes:
         made = self[length] = _TAG + varint(length)
         return made
-
-
-def varint(number: int) -> bytes:
-    """Encode a number that is not negative."""
-    made = bytearray()
-    while number >= 0x80:
-        made.append(number & 0x7F | 0x80)
-        number >>= 7
-    made.append(number)
-    return bytes(made)
 
 
 _TAG = varint(stk.StreamDeltasRequest.DESCRIPTOR.fields_by_name["deltas"].number << 3 | BYTES)

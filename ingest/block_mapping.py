@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from availability.encoded_deltas import BYTES, varint
+from availability.domain.wire import BYTES, varint
 from availability.v1 import stock_pb2 as pb
 from ingest.mapping import Mapper, Template, correlation
 from ingest.marks import note

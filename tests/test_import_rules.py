@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "availability.v1",
         "availability.domain",
     ),
-    "availability.encoded_deltas": ("availability.v1",),
+    "availability.encoded_deltas": ("availability.domain", "availability.v1"),
     # Composition roots: they read the configuration, build the parts and hand them to each other.
     "availability.app": OURS,
     "availability.cli": OURS,

@@ -136,7 +136,7 @@ def test_a_block_means_what_its_rows_mean(name: str, full: bool) -> None:
             assert mine == theirs
 
     check()
-    assert min(taken) > 20, f"{taken}: both ways must be gone"
+    assert min(taken) > 5, f"{taken}: both ways must be gone"
 
 
 @pytest.mark.parametrize("other", [True, 1.0, ["1"], {"a": 1}])
@@ -249,7 +249,7 @@ def by_lines_too(
         taken[blocks] += 1
 
     check()
-    assert min(taken) > 20, f"{taken}: both ways must be gone"
+    assert min(taken) > 5, f"{taken}: both ways must be gone"
 
 
 @pytest.mark.parametrize("columns", [("a", "b", "c"), ("b",)])

@@ -9,6 +9,7 @@ import numpy as np
 from availability.domain.errors import Reason, ServiceError, invalid
 from availability.domain.formula import Ints
 from availability.domain.version import Version
+from availability.domain.wire import BYTES, varint
 from availability.replica.replica import Replica
 from availability.service.context import CallContext
 from availability.service.explain import Explainer
@@ -17,7 +18,7 @@ from availability.service.requests import check_id, grouped_lines
 from availability.v1 import availability_pb2 as pb
 from availability.v1.common_pb2 import AsOf
 
-_STATES_TAG = pb.BatchGetAvailabilityResponse.DESCRIPTOR.fields_by_name["states"].number << 3 | 2
+_STATES_TAG = varint(pb.BatchGetAvailabilityResponse.DESCRIPTOR.fields_by_name["states"].number << 3 | BYTES)
 
 WATCH_POLL_S = 0.5
 """How long a quiet watcher sleeps before it looks whether its caller is still there."""
@@ -175,9 +176,4 @@ class AvailabilityHandlers:
 
 def _packed_states(states: Ints) -> bytes:
     """Return the response's field of states as it stands on the wire: every state is below 128, one byte."""
-    length, prefix = states.size, bytearray((_STATES_TAG,))
-    while length > 127:
-        prefix.append(length & 127 | 128)
-        length >>= 7
-    prefix.append(length)
-    return bytes(prefix) + states.astype(np.uint8).tobytes()
+    return _STATES_TAG + varint(states.size) + states.astype(np.uint8).tobytes()
