@@ -33,27 +33,26 @@ from availability.replica.policies import Channel, Nodes, Policies
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fenced:
-    """The ring-fences of some skus: what is left per channel and sku, over the rows of these skus only."""
+    """The ring-fences of some skus, one after the other, each with the rows of its sku."""
 
-    skus: Ints
-    at: Ints  # where these are among the skus of Terms
-    rows: Ints  # their rows
+    skus: Ints  # each fence's sku
+    at: Ints  # where that is among the skus of Terms
+    owners: Ints  # each fence's channel, as a number of ``channels``
+    channels: Mapping[str, int]
+    lefts: Ints
+    nodes: Flags  # fences × nodes: N of each fence's channel
+    rows: Ints  # their rows among those of Terms
     offsets: Ints
     frees: Ints
-    lefts: Mapping[str, Ints]
-    channels: Mapping[str, Channel]
-    counted: Mapping[str, Flags]  # N of each fence's channel
+    theirs: Flags  # per row, whether it is in N of the fence's channel
 
     def kept_for_others(self, channel: Channel, counted: Flags, skus: int) -> Ints:
         """Return ``fenced`` per sku of Terms, for a channel that counts these rows of Terms."""
-        total = np.zeros(self.at.size, np.int64)
-        ours = counted[self.rows]
-        for name, left in self.lefts.items():
-            if name != channel.state.channel:
-                shared = channel.shares(self.channels[name], self.skus)
-                total += formula.kept(left, self.frees, self.counted[name], ours, shared, self.offsets)
+        shared = channel.meets(self.nodes, self.skus)
+        shared &= self.owners != self.channels.get(channel.state.channel, -1)
+        kept = formula.kept(self.lefts, self.frees, self.theirs, counted[self.rows], shared, self.offsets)
         fenced = np.zeros(skus, np.int64)
-        fenced[self.at] = total
+        np.add.at(fenced, self.at, kept)
         return fenced
 
 
@@ -87,31 +86,34 @@ def shared_terms(rows: Rows, policies: Policies, fences: Mapping[int, FencesOfSk
         nets=nets,
         known=rows.offsets[1:] > rows.offsets[:-1],
         stopped=policies.stops.hit(rows.skus),
-        fenced=_fenced(rows, nets, policies, fences) if fences else None,
+        fenced=_fenced(rows, nets, policies, fences),
     )
 
 
-def _fenced(rows: Rows, nets: Ints, policies: Policies, fences: Mapping[int, FencesOfSku]) -> Fenced:
-    numbers = np.sort(np.fromiter(fences, np.int64, len(fences)))
-    at = np.searchsorted(rows.skus, numbers)
-    lengths = rows.offsets[at + 1] - rows.offsets[at]
-    picked, offsets = ranges(rows.offsets[at], lengths)
-    own = Rows(skus=numbers, offsets=offsets, nodes=rows.nodes[picked], values=rows.values[picked])
-    lefts: dict[str, Ints] = {}
-    for place, number in enumerate(numbers.tolist()):  # fences are few: those of the skus that moved
-        for fence in fences[number]:
-            column = lefts.setdefault(fence.channel, np.zeros(numbers.size, np.int64))
-            column[place] = fence.left
-    channels = {name: policies.channel(name) for name in lefts}
+def _fenced(rows: Rows, nets: Ints, policies: Policies, fences: Mapping[int, FencesOfSku]) -> Fenced | None:
+    every = [(sku, fence) for sku in sorted(fences) for fence in fences[sku] if fence.left > 0]
+    if not every:
+        return None
+    skus = np.array([sku for sku, _ in every], np.int64)
+    at = np.searchsorted(rows.skus, skus)
+    picked, offsets = ranges(rows.offsets[at], rows.offsets[at + 1] - rows.offsets[at])
+    numbers: dict[str, int] = {}
+    owners = np.array([numbers.setdefault(fence.channel, len(numbers)) for _, fence in every], np.int64)
+    channels = [policies.channel(name) for name in numbers]
+    nodes = np.array(
+        [channels[owner].nodes_of(sku) for owner, sku in zip(owners, skus.tolist(), strict=True)]
+    )
     return Fenced(
-        skus=numbers,
+        skus=skus,
         at=at,
+        owners=owners,
+        channels=numbers,
+        lefts=np.array([fence.left for _, fence in every], np.int64),
+        nodes=nodes,
         rows=picked,
         offsets=offsets,
         frees=formula.free(nets[picked]),
-        lefts=lefts,
-        channels=channels,
-        counted={name: channel.counted_rows(own) for name, channel in channels.items()},
+        theirs=nodes[np.repeat(np.arange(skus.size), np.diff(offsets)), rows.nodes[picked]],
     )
 
 

@@ -163,7 +163,8 @@ class Sheet:
                 kept.append(0)
                 continue
             channel = self._policies.channel(fence.channel)
-            theirs, shared = channel.counted_rows(rows), channel.shares(self._channel, rows.skus)
+            theirs = channel.counted_rows(rows)
+            shared = self._channel.meets(channel.nodes_of(self._sku)[np.newaxis], rows.skus)
             kept.append(int(formula.kept(fence.left, frees, theirs, ours, shared, rows.offsets)[0]))
         return kept
 

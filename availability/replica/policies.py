@@ -132,22 +132,27 @@ class Channel:
         first, last = np.searchsorted(keys, (sku << NODE_BITS, (sku + 1) << NODE_BITS))
         return keys[first:last] & (NODES_MAX - 1)
 
+    def nodes_of(self, sku: int) -> Flags:
+        """Return N of a sku, per node and whether it has stock there or not."""
+        excluded = self.excludes(sku)
+        if not excluded.size:
+            return self.counted
+        nodes = self.counted.copy()
+        nodes[excluded] = False
+        return nodes
+
     def has_node(self, sku: int) -> bool:
         """Say whether N of a sku has a node at all, stock or not: a grant needs one even to oversell."""
-        return self._any_left(self.counted, sku, self)
+        return bool(self.nodes_of(sku).any())
 
-    def shares(self, other: Channel, skus: Ints) -> Flags:
-        """Say per sku whether this channel and another one count a node together, stock or not."""
-        common = self.counted & other.counted
-        shared = np.full(skus.size, common.any())
-        if shared.any() and (self.overrides.excluded.size or other.overrides.excluded.size):
-            # Exclusions are few, and the skus are those with a fence.
-            shared[:] = [self._any_left(common, sku, other) for sku in skus.tolist()]
-        return shared
-
-    def _any_left(self, nodes: Flags, sku: int, other: Channel) -> bool:
-        excluded = np.union1d(self.excludes(sku), other.excludes(sku))
-        return int(np.count_nonzero(nodes)) > int(np.count_nonzero(nodes[excluded]))
+    def meets(self, nodes: Flags, skus: Ints) -> Flags:
+        """Say per sku (one may come several times) whether N has one of some nodes: ``nodes`` is skus × nodes."""
+        met: Flags = np.logical_and(nodes, self.counted).any(axis=1)  # type: ignore[assignment]  # it is an array
+        if self.overrides.excluded.size:
+            mine = np.unique(self.overrides.excluded >> NODE_BITS)
+            for at in np.flatnonzero(met & contains(mine, skus)).tolist():
+                met[at] = (nodes[at] & self.nodes_of(int(skus[at]))).any()
+        return met
 
     def counted_rows(self, rows: Rows) -> Flags:
         """Return per row whether its position is in N."""
