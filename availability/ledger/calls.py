@@ -345,15 +345,15 @@ class ExceptionsReply(msgspec.Struct, array_like=True, frozen=True):
 class Troubles(msgspec.Struct, array_like=True, frozen=True):
     """What the ledger itself can tell is wrong: stale feeds (source, node), and parked streams.
 
-    A stream is (source, stream, mark, seen_ms, parked_sequence, parked_ms). ``orders`` are unconfirmed ones (packed
-    name, clock of the commit), the oldest first. ``short_picks`` and ``damages`` are positions (packed sku and node)
-    with units that wait in quarantine for that reason, the most first.
+    A stream is (source, stream, mark, seen_ms, parked_sequence, parked_ms, was reset). ``orders`` are unconfirmed ones
+    (packed name, clock of the commit), the oldest first. ``short_picks`` and ``damages`` are positions (packed sku and
+    node) with units that wait in quarantine for that reason, the most first.
     """
 
     head: Head
     clock_ms: int
     feeds: list[tuple[str, str]]
-    parked: list[tuple[str, str, int, int, int, int]]
+    parked: list[tuple[str, str, int, int, int, int, int]]
     orders: list[tuple[str, int]]
     short_picks: list[tuple[str, int]]
     damages: list[tuple[str, int]]

@@ -258,7 +258,7 @@ class Inspector:
         self._of_ledger = {one.seen.exception_id: one for one in _of_troubles(troubles)}
         clock_ms = troubles.clock_ms
         self._unconfirmed_age_s = _oldest_s(clock_ms, (committed for _, committed in troubles.orders))
-        self._parked_age_s = _oldest_s(clock_ms, (since for *_, since in troubles.parked))
+        self._parked_age_s = _oldest_s(clock_ms, (since for *_, since, _ in troubles.parked))
 
     def _candidates(self) -> Iterator[tuple[str, Candidate]]:
         for made in self._of_skus.values():
@@ -393,7 +393,7 @@ def _of_troubles(troubles: calls.Troubles) -> Iterator[Candidate]:
         yield Candidate(
             sighting(ExceptionCategory.FEED_STALE, (source, node), message, source=source, node=node)
         )
-    for source, stream, mark, _, parked, _ in troubles.parked:
+    for source, stream, mark, _, parked, *_ in troubles.parked:
         message = f"stream {stream!r} of {source} waits for number {mark + 1}; {parked} came already"
         yield Candidate(
             sighting(

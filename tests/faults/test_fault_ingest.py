@@ -196,7 +196,7 @@ def test_files_and_events_wait_for_the_ledger(
         assert carrier.carried("wms") == [f"{number:03d}.csv" for number in range(13)]
         assert poll(lambda: post(1) == 202, "the door is open again", within_s=WITHIN_S)
         assert not _fails(carrier.folder, "webhook")
-        assert ", 11 wait" in carrier.log.read_text(), "progress says how many files wait"
+        assert "; 11 wait" in carrier.log.read_text(), "progress says how many files wait"
     assert carrier.stop() == 0
 
 

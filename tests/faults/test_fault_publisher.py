@@ -21,7 +21,7 @@ from availability.v1 import stock_pb2 as stk
 from publisher.testing.latency import Latency
 from publisher.testing.server import Storefront as Double
 from publisher.testing.server import serve
-from tests.conftest import Names, Server
+from tests.conftest import Names, Server, serving
 from tests.publishing import double_shop
 
 SHOPS = """
@@ -39,6 +39,13 @@ open_ms = 100
 SKUS, SKUS_FULL = 60, 400
 KILLS, KILLS_FULL = 2, 20
 WITHIN_S = 90.0
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server of each test's own: a shop is sent every sku that its ledger knows."""
+    with serving() as started:
+        yield started
 
 
 @contextmanager
