@@ -711,7 +711,7 @@ class Model:
             if hold.state == "COMMITTED" and hold.order == name:
                 return Changed("COMMITTED", replayed=True)
             if hold.state == "RELEASED" and hold.order == name and self.whole(name).is_cancelled():
-                return Changed("COMMITTED", order_cancelled=True)
+                return Changed("RELEASED", order_cancelled=True)  # the cancel let go of it before
             if hold.state in ("COMMITTED", "RELEASED"):
                 raise Refusal("RESERVATION_NOT_ACTIVE")
             if hold.state == "EXPIRED":
