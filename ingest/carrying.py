@@ -60,6 +60,10 @@ class Carriers:
         self._over = threading.Event()
         self._away: dict[str, float] = {}
         """Who found the ledger away, and since when (monotonic)."""
+        self._turned = threading.Condition()
+        """The ledger was heard again by one of those who found it away, or everybody is to end."""
+        self._turns = 0
+        self._turned_at = float("-inf")
         self._failure: BaseException | None = None
 
     @property
@@ -93,6 +97,7 @@ class Carriers:
                 time.sleep(STOP_POLL_S)
         finally:
             self._over.set()
+            self._turn()
             for thread in threads:
                 thread.join()
         if self._failure is not None:
@@ -103,7 +108,10 @@ class Carriers:
         pauses = _Pauses()
         try:
             while not self._over.is_set():
-                self._over.wait(self._tried(name, lambda: self._round(name), pauses, POLL_S))
+                turns = self._turns
+                pause_s = self._tried(name, lambda: self._round(name), pauses, POLL_S)
+                with self._turned:
+                    self._turned.wait_for(lambda: self._over.is_set() or self._turns != turns, pause_s)  # noqa: B023
         except BaseException as error:  # nobody sees a thread end: `run` raises it
             self._failure = self._failure or error
 
@@ -148,6 +156,16 @@ class Carriers:
         pauses.reset()
         return otherwise_s
 
+    def _turn(self) -> None:
+        """Let nobody sit out a pause whose reason is gone; who has another reason is not hurried more often than so."""
+        with self._turned:
+            now = time.monotonic()
+            if now - self._turned_at < OUTAGE_PAUSE_S and not self._over.is_set():
+                return
+            self._turned_at = now
+            self._turns += 1
+            self._turned.notify_all()
+
     def _set_away(self, who: str, away: bool) -> None:
         with self._one_at_a_time:
             since = self._away.get(who)
@@ -157,6 +175,8 @@ class Carriers:
                 del self._away[who]
                 _LOG.info("caught up", source=who, away_s=round(time.monotonic() - since))
             self._metrics.ledger_away(bool(self._away))
+        if not away and since is not None:
+            self._turn()
 
     def _note(self, name: str, folder: DropFolderSource, outcome: Outcome) -> None:
         known = " (delivered before)" if outcome.known else ""
@@ -165,6 +185,9 @@ class Carriers:
         became = "" if known or reason else f": {_became(outcome.progress)}"
         with self._one_at_a_time:
             self._told(f"{name}: {outcome.progress.name}: {outcome.state}{known}{reason}{became}{left}")
+            back = outcome.progress.applied > 0 and bool(self._away)
+        if back:
+            self._turn()
         self._upkeep.carried(name)
         self._metrics.artifact(name, "known" if outcome.known else outcome.state.lower())
         self._counters[name].count(outcome.progress)

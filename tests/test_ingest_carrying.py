@@ -147,6 +147,39 @@ def test_what_people_have_to_mend_ends_the_run(yard: Yard, monkeypatch: pytest.M
     assert (yard._folder / "third" / "refused.csv").exists()
 
 
+def test_who_hears_the_ledger_again_wakes_the_others(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One source sits out a long pause; another's file goes in, and the first tries again at once."""
+    monkeypatch.setattr(carrying, "OUTAGE_PAUSE_S", 60.0)
+    pipeline, away = yard.desk.pipeline, list[bool]()
+    monkeypatch.setattr(yard.desk.metrics, "ledger_away", away.append)
+
+    def once_away(source: str) -> Pipeline:
+        made = pipeline(source)
+        carry = made.carry
+
+        def tried(*arguments: object, **named: object) -> object:
+            if True not in away:
+                raise ClientError("UNAVAILABLE", "LEDGER_UNREACHABLE", "away")
+            return carry(*arguments, **named)  # type: ignore[arg-type]  # handed through
+
+        if source == yard.by_name["erp"]:
+            made.carry = tried  # type: ignore[method-assign,assignment]
+        return made
+
+    monkeypatch.setattr(yard.desk, "pipeline", once_away)
+    yard.write("erp", "late", 1)
+    began, written = time.monotonic(), list[bool]()
+
+    def stopped() -> bool:
+        if True in away and not written:
+            written.append(True)
+            yard.write("hooks", "other", 1)
+        return len(yard.told) == 2 or time.monotonic() - began > 50
+
+    yard.desk.run(once=False, stopped=stopped, watch=lambda *_: None, told=yard.told.append)
+    assert sorted(yard.files()) == ["late", "other"]
+
+
 def test_who_finds_the_ledger_away_waits_alone(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     """One source's calls fail twice: the metric says so meanwhile, other sources go on, and it catches up by itself."""
     monkeypatch.setattr(carrying, "OUTAGE_PAUSE_S", 0.05)
