@@ -273,7 +273,7 @@ class Day:
         plain = [n for n, file in enumerate(files) if n and not any(row in needles for _, row in file)]
         truncated = self.rng.choice(plain)
         swapped = self.rng.choice([n for n in range(1, len(files) - 1) if truncated not in (n, n + 1)])
-        again = self.rng.randrange(len(files) // 2)
+        again = self.rng.choice([n for n in range(len(files) // 2) if n != truncated])
         for number, file in enumerate(files):
             at = number * self.rounds // len(files)
             text = [HEADER + "\n"]
