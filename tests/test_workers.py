@@ -38,7 +38,14 @@ CONNECTIONS = 12
 def children(pid: int) -> list[int]:
     """Process ids of the workers, oldest first (the embedded Redis is a child too)."""
     own = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(one) for one in own if b"availability.workers" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [int(one) for one in own if b"availability.workers" in _command(one)]
+
+
+def _command(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it ended since it was listed
+        return b""
 
 
 def connections(address: str, count: int) -> Iterator[Service]:
