@@ -60,7 +60,9 @@ def clear_what_could_not_be_set(client: Service) -> None:
         fields = {"channel": fence.channel, "sku": fence.sku}
         try:
             send(client, "SetRingFence", {**fields, "units": fence.units}, validate_only=True)
-        except Refusal:
+        except Refusal as refusal:
+            if refusal.reason != "FENCE_OVER_POOL":
+                raise
             send(client, "SetRingFence", {**fields, "units": 0}, validate_only=False)
 
 
