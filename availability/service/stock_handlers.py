@@ -275,7 +275,7 @@ def _ordered(line: calls.OrderLineState, cancel_key: list[object] | None) -> int
 
 
 def _later(a: list[object], b: list[object]) -> bool:
-    """Key order of functions/08_orders.lua: time, source, stream, then sequence before event id."""
+    """Key order of functions/08_orders_facts.lua: time, source, stream, then sequence before event id."""
 
     def order(key: list[object]) -> tuple[int, bytes, bytes, bool, int, bytes]:
         occurred, source, stream, sequence, event_id = key

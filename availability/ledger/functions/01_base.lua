@@ -31,6 +31,10 @@ local function sorted_keys(t)
   return names
 end
 
+local function add_to(totals, key, units)
+  totals[key] = (totals[key] or 0) + units
+end
+
 -- Two ids as one, so that no pair can be mistaken for another.
 local function pair(a, b)
   return #a .. ':' .. a .. b
@@ -38,6 +42,16 @@ end
 
 local function int(n)
   return format(int_format, n)
+end
+
+-- How many members of a sorted set stand up to (score, name); members of one score stand in byte order.
+local function rank_after(key, score, name)
+  if name == '' then return 0 end
+  local rank = call('ZCOUNT', key, '-inf', '(' .. int(score))
+  for _, one in ipairs(call('ZRANGE', key, int(score), int(score), 'BYSCORE')) do
+    if not before(name, one) then rank = rank + 1 end
+  end
+  return rank
 end
 
 -- Text of numbers that hardly change, kept between calls: printing a number costs as much as reading a key.

@@ -83,7 +83,7 @@ local function close_orders(ctx, txn, retention_ms, closed_s)
   local key = ctx.base .. 'ord_last'
   local raw = call('HGET', ctx.meta, 'closed_to')
   local place = raw and unpack_msg(raw) or {0, ''}
-  local rank = Orders.rank_after(key, place[1], place[2])
+  local rank = rank_after(key, place[1], place[2])
   local rows = call('ZRANGE', key, int(rank), int(rank + FORGET_PER_CALL - 1), 'WITHSCORES')
   local done, count = {}, 0
   for i = 1, #rows, 2 do

@@ -5,10 +5,6 @@ do
 local RESERVED, COMMITTED, HOLD_OVERDUE, ORDER_UNCONFIRMED, ORDER_STUCK, SOURCE_SILENT, QUARANTINED = 1, 2, 3, 4, 5, 6, 7
 local ACTIVE = 1
 
-local function add(t, node, q)
-  t[node] = (t[node] or 0) + q
-end
-
 -- What stands behind reserved and committed of a sku, by node.
 local function promised(ctx, sku)
   local reserved, committed = {}, {}
@@ -20,16 +16,16 @@ local function promised(ctx, sku)
       if hold and hold[1] == ACTIVE then
         for _, line in ipairs(hold[11]) do
           if line[1] == sku then
-            for _, src in ipairs(line[3]) do add(reserved, src[1], src[2]) end
+            for _, src in ipairs(line[3]) do add_to(reserved, src[1], src[2]) end
           end
         end
       end
     else
       local value = unpack_msg(rows[i + 1])
       if kind == 111 then -- o
-        for node, q in pairs(value) do add(committed, node, q) end
+        for node, q in pairs(value) do add_to(committed, node, q) end
       else -- w
-        for node, q in pairs(value[1]) do add(reserved, node, -q) end
+        for node, q in pairs(value[1]) do add_to(reserved, node, -q) end
       end
     end
   end

@@ -95,7 +95,7 @@ end
 function Reads.open_orders(keys, args)
   local clock = call('HGET', keys[1], 'head')
   local q, key = unpack_msg(args[1]), sub(keys[1], 1, -5) .. 'ord_last'
-  local offset = Orders.rank_after(key, q[1], q[2])
+  local offset = rank_after(key, q[1], q[2])
   local rows, out, last = call('ZRANGE', key, int(offset), int(offset + q[3] - 1), 'WITHSCORES'), {}, false
   for i = 1, #rows, 2 do
     local length, at = match(rows[i], '^(%d+):()')
