@@ -21,8 +21,8 @@ from availability.v1 import exception_pb2 as exc
 from ingest.database import artifacts, dead_letters
 from ingest.feed_health import FOLDER, WEBHOOK, FeedHealth
 from ingest.letters import WAITING
-from ingest.pipeline import REFUSED
 from ingest.rows import Category
+from ingest.runs import REFUSED
 from ingest.settings import SourceSettings
 
 _LOG = structlog.get_logger(__name__)

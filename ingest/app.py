@@ -26,9 +26,10 @@ from ingest.figures import RowCounter, source_figures
 from ingest.ledger_views import LedgerRecipes, on_hand_of
 from ingest.letters import DISCARDED, REPLAYED, KeptLetter, Letters
 from ingest.operations import Operations
-from ingest.pipeline import Pipeline, Progress
+from ingest.pipeline import Pipeline
 from ingest.redaction import Redactor
 from ingest.rows import RowRefused
+from ingest.runs import Progress
 from ingest.settings import SettingsRefused, SourceSettings, read_sources
 from ingest.sources.drop_folder import DropFolderSource
 from ingest.sources.feed import Feed, FeedFailed, fetching

@@ -21,7 +21,7 @@ from availability.client import ClientError
 from availability.telemetry import IngestMetrics
 from ingest.feed_health import FOLDER, FeedHealth
 from ingest.figures import RowCounter
-from ingest.pipeline import Outcome, Progress
+from ingest.runs import Outcome, Progress
 from ingest.sources.drop_folder import DropFolderSource
 from ingest.upkeep import Upkeep
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToDict
 
 from availability.v1 import stock_pb2 as pb
-from ingest.pipeline import Pipeline, checksum_of
+from ingest.pipeline import Pipeline
+from ingest.runs import checksum_of
 from ingest.settings import Sample
 
 EXAMPLES = 3

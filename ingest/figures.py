@@ -11,7 +11,7 @@ from availability.telemetry import IngestMetrics, SourceFigures
 from ingest.database import dead_letters, stream_marks
 from ingest.feed_health import FeedHealth
 from ingest.letters import WAITING
-from ingest.pipeline import Progress
+from ingest.runs import Progress
 from ingest.sources.drop_folder import DropFolderSource
 
 COUNTED = ("applied", "repeated", "refused", "ignored", "compared")

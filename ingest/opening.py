@@ -16,8 +16,9 @@ from sqlalchemy.engine import Engine
 
 from availability.v1 import stock_pb2 as pb
 from ingest.database import artifacts
-from ingest.pipeline import Outcome, Pipeline, checksum_of
+from ingest.pipeline import Pipeline
 from ingest.rows import ArtifactRefused
+from ingest.runs import Outcome, checksum_of
 
 PROBLEMS_MAX = 1_000
 _STOCK = frozenset(

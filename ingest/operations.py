@@ -17,7 +17,8 @@ from ingest.feed_health import FeedHealth
 from ingest.ledger_views import on_hand_of
 from ingest.letters import Letters
 from ingest.marks import Mark, Marks
-from ingest.pipeline import REFUSED, Pipeline
+from ingest.pipeline import Pipeline
+from ingest.runs import REFUSED
 from ingest.settings import SourceSettings
 from ingest.shadow import Compared, Shadow
 from ingest.sources.drop_folder import ARCHIVE, DropFolderSource

@@ -22,7 +22,8 @@ from availability.v1 import stock_pb2 as pb
 from ingest.authority import Authority, Word
 from ingest.database import artifacts, dead_letters, run_settings, unapplied_rows
 from ingest.letters import REPLAYED
-from ingest.pipeline import DONE, Pipeline, checksum_of
+from ingest.pipeline import Pipeline
+from ingest.runs import DONE, checksum_of
 from ingest.settings import SourceSettings
 
 REVERSED = "REVERSED"

@@ -15,7 +15,8 @@ from ingest import carrying
 from ingest.app import IngestDesk
 from ingest.database import open_database
 from ingest.formats import line_blocks
-from ingest.pipeline import Outcome, Pipeline, Progress
+from ingest.pipeline import Pipeline
+from ingest.runs import Outcome, Progress
 from ingest.settings import read_sources
 from tests.conftest import Names, Server
 

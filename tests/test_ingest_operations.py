@@ -20,9 +20,9 @@ from ingest.app import IngestDesk
 from ingest.authority import Cutover, Point
 from ingest.database import open_database
 from ingest.operations import CutoverRefused, OpeningRefused
-from ingest.pipeline import DONE, Outcome
 from ingest.retention import clean
 from ingest.reverse import REVERSED, ReverseRefused
+from ingest.runs import DONE, Outcome
 from ingest.settings import SettingsRefused, SourceSettings, read_source
 from ingest.status import ParkedAlarm
 from tests.conftest import Names, Server

@@ -15,7 +15,8 @@ import pytest
 from availability.client import Acked, Client
 from ingest.database import open_database
 from ingest.letters import Letters
-from ingest.pipeline import DONE, REFUSED, Outcome, Pipeline, Sender
+from ingest.pipeline import Pipeline, Sender
+from ingest.runs import DONE, REFUSED, Outcome
 from ingest.settings import SettingsRefused, SourceSettings, read_source
 from ingest.sources.drop_folder import DropFolderSource
 from tests.conftest import Names, Server

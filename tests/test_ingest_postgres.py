@@ -15,7 +15,8 @@ from availability.client import Acked, Client
 from ingest.app import IngestDesk
 from ingest.database import metadata, open_database
 from ingest.feed_health import FeedHealth
-from ingest.pipeline import DONE, Pipeline, Sender
+from ingest.pipeline import Pipeline, Sender
+from ingest.runs import DONE
 from ingest.settings import read_source
 from ingest.sources.feed import Chunks
 from tests.conftest import Names, Server

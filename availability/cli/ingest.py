@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from availability.v1 import stock_pb2 as stk
     from ingest.app import IngestDesk
     from ingest.letters import KeptLetter
-    from ingest.pipeline import Progress as CarryProgress
+    from ingest.runs import Progress as CarryProgress
 
 app = typer.Typer(
     help="Stock and orders from ERP and WMS: files, mappings, dead letters.", no_args_is_help=True

@@ -17,7 +17,8 @@ from pathlib import Path
 import structlog
 
 from availability.client import SequenceGapError
-from ingest.pipeline import REFUSED, Outcome, Pipeline, Progress, shown_name
+from ingest.pipeline import Pipeline
+from ingest.runs import REFUSED, Outcome, Progress, shown_name
 from ingest.settings import DropFolder
 
 _LOG = structlog.get_logger(__name__)

@@ -107,9 +107,9 @@ settle_ms = 0
 """
 KILLED_BEFORE_A_NOTE = """
 import os, signal, sys
-from ingest.pipeline import Pipeline
+from ingest.settling import Settling
 
-settle, left = Pipeline._settle, [int(sys.argv[1])]
+settle, left = Settling.settle, [int(sys.argv[1])]
 
 def killed(self, run, batch, answer, progress):
     if left[0] == 0:
@@ -117,7 +117,7 @@ def killed(self, run, batch, answer, progress):
     left[0] -= 1
     settle(self, run, batch, answer, progress)
 
-Pipeline._settle = killed
+Settling.settle = killed
 from availability.cli import main
 sys.argv = ["availability", "ingest", "run", "--once"]
 main()
