@@ -187,6 +187,49 @@ def test_revoking_takes_all_of_an_id_or_nothing(path: Path) -> None:
     assert [token.id for token in list_tokens(path)] == ["erp"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_servers_user_can_read_what_root_wrote(path: Path, clocks: Clocks) -> None:
+    """Owner, group and the group's right stay: else a revoked token would go on counting."""
+    token = add_token(path, id="shop", scopes=[Scope.READ])
+    os.chown(path, 12_345, 23_456)
+    path.chmod(0o640)
+    store = clocks.store(path)
+    add_token(path, id="erp", scopes=[Scope.INGEST])
+    assert revoke_token(path, "shop") == 1
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (12_345, 23_456, 0o640)
+    clocks.now += 1
+    refused(store, f"Bearer {token}")
+
+
+def test_a_group_that_reads_goes_on_reading(path: Path) -> None:
+    """0640 stays 0640, and becomes no more than that."""
+    add_token(path, id="shop", scopes=[Scope.READ])
+    for mode, kept in ((0o640, 0o640), (0o660, 0o640), (0o400, 0o400), (0o646, 0o600)):
+        path.chmod(mode)
+        add_token(path, id="erp", scopes=[Scope.READ])
+        assert stat.S_IMODE(path.stat().st_mode) == kept
+
+
+def test_a_file_that_cannot_be_given_back_stays_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not leave the file to its owner does not write it at all, and is told why."""
+    add_token(path, id="shop", scopes=[Scope.READ])
+    before, content = path.stat(), path.read_bytes()
+
+    def of_somebody(self: Path, **_: object) -> os.stat_result:
+        return os.stat_result((*before[:4], 12_345, *before[5:]))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", of_somebody)
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(ValueError, match=r"belongs to 12345:.* do it as root"):
+        add_token(path, id="erp", scopes=[Scope.READ])
+    assert path.read_bytes() == content
+    assert not list(path.parent.glob("*.new"))
+
+
 @pytest.mark.parametrize(
     "bad",
     [

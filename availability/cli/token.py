@@ -144,7 +144,10 @@ def revoke(
     """Take tokens out of the file; servers refuse them within a second."""
     from availability.service.auth import revoke_token
 
-    count = revoke_token(file, id, fingerprint or None)
+    try:
+        count = revoke_token(file, id, fingerprint or None)
+    except ValueError as error:
+        raise usage(str(error)) from None
     if not count:
         which = f"{id} with fingerprint {fingerprint}" if fingerprint else id
         raise CommandError("TOKEN_NOT_FOUND", f"no token of {which} in {file}", EXIT_REFUSED)

@@ -20,6 +20,7 @@ import ipaddress
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -383,8 +384,17 @@ def _entry(token: Token) -> _Entry:
     )
 
 
+def _kept_mode(before: int) -> int:
+    """Return the new file's mode: the owner's, and that a group reads. What everybody could read is private again."""
+    return 0o600 if before & stat.S_IRWXO else before & 0o640
+
+
 def _write(path: Path, tokens: list[Token]) -> None:
-    """Replace the file in one step, readable by its owner only."""
+    """Replace the file in one step; a new one is readable by its owner only.
+
+    One that is there keeps its owner, its group and that the group may read it: a server that runs as somebody else
+    must still be able to, or a revoked token would go on counting. ValueError where the caller may not give it away.
+    """
     content = msgspec.json.format(msgspec.json.encode(_File(tokens=[_entry(token) for token in tokens])))
     try:
         msgspec.json.decode(
@@ -394,9 +404,15 @@ def _write(path: Path, tokens: list[Token]) -> None:
         raise ValueError(f"not a token that can be stored: {error}") from error
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     fresh.unlink(missing_ok=True)
+    before = path.stat() if path.exists() else None
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if before is not None:
+                own = os.fstat(descriptor)
+                if (own.st_uid, own.st_gid) != (before.st_uid, before.st_gid):
+                    _give(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, _kept_mode(before.st_mode))
             file.write(content + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -409,6 +425,13 @@ def _write(path: Path, tokens: list[Token]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _give(descriptor: int, uid: int, gid: int) -> None:
+    try:
+        os.fchown(descriptor, uid, gid)
+    except PermissionError as error:
+        raise ValueError(f"the file belongs to {uid}:{gid} and would not any more: do it as root") from error
 
 
 @contextmanager
