@@ -23,6 +23,8 @@ from availability.telemetry import (
     start_metrics_listener,
 )
 from availability.telemetry.catalogue import catalogue
+from availability.telemetry.history import HistoryMetrics
+from availability.telemetry.publish import PublishMetrics
 from availability.telemetry.trace import correlation_of
 
 
@@ -141,6 +143,14 @@ def test_every_metric_follows_the_conventions() -> None:
         assert one.kind == "counter" or not one.name.endswith("_total"), one.name
         assert not re.search(r"_(ms|millis|milliseconds|minutes|hours|percent)\b", one.name), one.name
         assert not {"sku", "order", "reservation", "version", "correlation_id"} & set(one.labels), one.name
+
+
+@pytest.mark.parametrize("metrics", [Telemetry, IngestMetrics, PublishMetrics, HistoryMetrics])
+def test_every_process_tells_its_own_memory(metrics: type[Telemetry]) -> None:
+    """Processor time and memory are on the dashboard of operations by job: each process has to tell them."""
+    scrape = metrics().registry.get_sample_value
+    assert (scrape("process_resident_memory_bytes") or 0) > 10_000_000
+    assert scrape("process_cpu_seconds_total")
 
 
 def test_a_scrape_outlives_who_is_asked() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from availability.telemetry.asked import AskedMetrics, Family, Sample
 
@@ -66,6 +66,7 @@ class IngestMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._rows = Counter(
             "availability_ingest_rows_total",
             "Rows of carried files by what became of them: applied, repeated, refused, ignored, compared.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from availability.telemetry.asked import AskedMetrics, Family, Sample
 
@@ -81,6 +81,7 @@ class PublishMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._writes = Counter(
             "availability_publish_writes_total",
             "Values sent to storefronts by result: acknowledged, failed, refused, superseded.",
