@@ -22,6 +22,10 @@ LUA = "availability/ledger/functions/"
 TESTS = (
     "tests/test_formula.py",
     "tests/test_replica.py",
+    "tests/test_replica_kits.py",
+    "tests/test_replica_columns.py",
+    "tests/test_replica_following.py",
+    "tests/test_replica_watching.py",
     "tests/test_order_cancel.py",
     "tests/test_governance.py",
     "tests/test_bounds.py",
