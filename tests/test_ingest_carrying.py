@@ -19,29 +19,8 @@ from ingest.pipeline import Pipeline
 from ingest.runs import Outcome, Progress
 from ingest.settings import read_sources
 from tests.conftest import Names, Server
+from tests.ingest_lab import plain_source
 
-SOURCE = """
-source = "{source}"
-batch_deltas = 10
-unacked_batches = 2
-
-[format]
-kind = "csv"
-
-[mapping]
-version = "1"
-author = "ingest"
-
-[mapping.columns]
-type = "type"
-sku = "sku"
-node = "node"
-quantity = "quantity"
-
-[drop]
-folder = "{folder}"
-settle_ms = 0
-"""
 HEADER = "type,sku,node,quantity"
 WAIT_S = 30.0
 
@@ -56,7 +35,9 @@ class Yard:
         self.by_name = {name: names.id(name) for name in sources}
         for name, source in self.by_name.items():
             (folder / name).mkdir()
-            (folder / f"{name}.toml").write_text(SOURCE.format(source=source, folder=name))
+            (folder / f"{name}.toml").write_text(
+                plain_source(source, top="batch_deltas = 10\nunacked_batches = 2", folder=name)
+            )
         self.desk = IngestDesk(read_sources(folder), self.engine, self.client)
         self.told: list[str] = []
         self.over = threading.Event()

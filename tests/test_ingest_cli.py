@@ -14,30 +14,12 @@ import pytest
 from availability.cli.root import run
 from availability.client import Client
 from tests.conftest import Names, Server
+from tests.ingest_lab import plain_source
 
-SOURCE = """
-source = "{source}"
-
-[format]
-kind = "csv"
-
-[mapping]
-version = "1"
-author = "ingest"
-
-[mapping.columns]
-type = "type"
-sku = "sku"
-node = "node"
-quantity = "quantity"
-
+SAMPLES = """
 [[samples]]
 artifact = "sample.csv"
 expect = "sample.jsonl"
-
-[drop]
-folder = "drop"
-settle_ms = 0
 """
 HEADER = "type,sku,node,quantity,unit\n"
 
@@ -47,7 +29,7 @@ def folder(tmp_path: Path, server: Server, names: Names, monkeypatch: pytest.Mon
     monkeypatch.setenv("AVAIL_TARGET", server.grpc)
     monkeypatch.setenv("AVAIL_INGEST_SOURCES", str(tmp_path))
     monkeypatch.setenv("AVAIL_INGEST_DATABASE", str(tmp_path / "ingest.db"))
-    (tmp_path / "wms.toml").write_text(SOURCE.format(source=names.id("wms")))
+    (tmp_path / "wms.toml").write_text(plain_source(names.id("wms"), more=SAMPLES))
     (tmp_path / "sample.csv").write_text(HEADER + "RECEIPT,tea,east,3,\nRECEIPT,tea,east,x,\n")
     (tmp_path / "sample.jsonl").write_text(
         '{"position": 2, "type": "RECEIPT", "sku": "tea", "node": "east", "quantity": 3}\n'
@@ -81,11 +63,8 @@ def test_a_letter_is_replayed_once_after_the_mapping_was_mended(
     first = letters["REMAINDER"]["letter_id"]
     assert cli(capsys, "letters", "replay", first)[0] == 3
     # The rows are in pairs, and nobody had said so.
-    text = SOURCE.format(source=source)
-    text = text.replace(
-        "[[samples]]", '[mapping.constants]\nunit = "PAIR"\n[mapping.units.factors]\nPAIR = "2"\n[[samples]]'
-    )
-    (folder / "wms.toml").write_text(text)
+    in_pairs = '[mapping.constants]\nunit = "PAIR"\n[mapping.units.factors]\nPAIR = "2"\n'
+    (folder / "wms.toml").write_text(plain_source(source, more=in_pairs + SAMPLES))
     code, out, _ = cli(capsys, "letters", "replay", first)
     assert (code, out) == (0, "1 applied, 0 had been applied, 0 stay\n")
     with Client(server.grpc) as client:
@@ -135,11 +114,8 @@ def test_an_event_posted_is_in_the_ledger(folder: Path, server: Server, names: N
     """Over HTTP into the file, from the file into the ledger, by the command that an operator runs."""
     source, tea = names.id("hook"), names.sku("tea")
     (folder / "secret").write_text("a secret of some length")
-    text = SOURCE.format(source=source).replace('kind = "csv"', 'kind = "json_lines"')
-    (folder / "wms.toml").write_text(
-        text[: text.index("[[samples]]")]
-        + '[drop]\nfolder = "drop"\nsettle_ms = 0\n[webhook]\nsecret_file = "secret"\nrotate_ms = 20\n'
-    )
+    webhook = '[webhook]\nsecret_file = "secret"\nrotate_ms = 20'
+    (folder / "wms.toml").write_text(plain_source(source, kind="json_lines", more=webhook))
     command = [sys.executable, "-m", "availability", "ingest", "run", "--http", "127.0.0.1:0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -26,33 +26,9 @@ from ingest.runs import DONE, Outcome
 from ingest.settings import SettingsRefused, SourceSettings, read_source
 from ingest.status import ParkedAlarm
 from tests.conftest import Names, Server
+from tests.ingest_lab import NUMBERS, plain_source
 
-SOURCE = """
-source = "{source}"
-batch_deltas = 10
-{top}
-
-[format]
-kind = "csv"
-
-[mapping]
-version = "1"
-author = "ingest"
-
-[mapping.columns]
-type = "type"
-sku = "sku"
-node = "node"
-quantity = "quantity"
-{columns}
-
-[drop]
-folder = "{source}"
-settle_ms = 0
-{more}
-"""
 ORDERS = 'order_ref = "order"\nline = "line"\noccurred_time = "at"\n'
-NUMBERS = 'stream = "stream"\nsource_sequence = "number"\n'
 AT = "2026-11-01T08:00:00Z"
 
 
@@ -71,7 +47,10 @@ class Works:
     def source(self, name: str, *, top: str = "", columns: str = "", more: str = "") -> str:
         source = self.names.id(name)
         path = self.folder / f"{name}.toml"
-        path.write_text(SOURCE.format(source=source, top=top, columns=columns, more=more))
+        text = plain_source(
+            source, top=f"batch_deltas = 10\n{top}", columns=columns, folder=source, more=more
+        )
+        path.write_text(text)
         self.sources[source] = read_source(path)
         return source
 
@@ -593,10 +572,8 @@ def test_personal_data_is_not_kept(works: Works) -> None:
 def test_json_keys_are_taken_out_at_any_depth(works: Works) -> None:
     """Whole values of the keys; a row that is no JSON is cut at the first of them."""
     path = works.folder / "hook.toml"
-    text = SOURCE.format(source=works.names.id("hook"), top="", columns="", more="")
-    text = (
-        text.replace('kind = "csv"', 'kind = "json_lines"') + '[redact]\njson_keys = ["customer", "mail"]\n'
-    )
+    redact = '[redact]\njson_keys = ["customer", "mail"]'
+    text = plain_source(works.names.id("hook"), kind="json_lines", more=redact)
     path.write_text(text)
     settings = read_source(path)
     works.sources[settings.source] = settings

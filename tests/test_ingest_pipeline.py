@@ -6,20 +6,21 @@ import gzip
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any  # Any: whoever watches
 
 import pytest
 
-from availability.client import Acked, Client
+from availability.client import Client
 from ingest.database import open_database
 from ingest.letters import Letters
-from ingest.pipeline import Pipeline, Sender
+from ingest.pipeline import Pipeline
 from ingest.runs import DONE, REFUSED, Outcome
 from ingest.settings import SettingsRefused, SourceSettings, read_source
 from ingest.sources.drop_folder import DropFolderSource
 from tests.conftest import Names, Server
+from tests.ingest_lab import breaking, on_hand
 
 SOURCE = """
 source = "{source}"
@@ -87,21 +88,11 @@ class Desk:
         self.drop = self.settings.drop.folder
 
     def pipeline(self, breaks_after: int = -1) -> Pipeline:
-        def open_sender(acked: Callable[[Acked], None]) -> Sender:
-            def passed(ack: Acked) -> None:
-                nonlocal breaks_after
-                if breaks_after == 0:
-                    raise RuntimeError("killed")
-                breaks_after -= 1
-                acked(ack)
-
-            return self.client.delta_sender(self.source, acked=passed)
-
         return Pipeline(
             self.settings,
             self.engine,
             self.letters,
-            open_sender,
+            breaking(self.client, self.source, breaks_after),
             now=lambda: float(next(self.clock)),
             new_run_id=lambda: uuid.uuid4().hex,
         )
@@ -113,8 +104,7 @@ class Desk:
         return path
 
     def on_hand(self, sku: str) -> int:
-        terms = self.client.explain(f"{self.source} all", sku).terms
-        return sum(node.on_hand for node in terms.nodes if node.node == self.node)
+        return on_hand(self.client, self.source, sku, self.node)
 
     def carry(self, path: Path) -> tuple[str, dict[str, int]]:
         outcome = self.pipeline().carry(path)

@@ -5,49 +5,25 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from availability.client import Acked, Client
+from availability.client import Client
 from ingest.app import IngestDesk
 from ingest.database import metadata, open_database
 from ingest.feed_health import FeedHealth
-from ingest.pipeline import Pipeline, Sender
+from ingest.pipeline import Pipeline
 from ingest.runs import DONE
 from ingest.settings import read_source
 from ingest.sources.feed import Chunks
 from tests.conftest import Names, Server
+from tests.ingest_lab import NUMBERS, breaking, on_hand, plain_source
 from tests.postgres import database_url, postgres
 
 __all__ = ["database_url", "postgres"]
-
-SOURCE = """
-source = "{source}"
-batch_deltas = 4
-
-[format]
-kind = "csv"
-
-[mapping]
-version = "1"
-author = "ingest"
-
-[mapping.columns]
-type = "type"
-sku = "sku"
-node = "node"
-quantity = "quantity"
-occurred_time = "at"
-{numbers}
-
-[drop]
-folder = "drop"
-settle_ms = 0
-"""
-NUMBERS = 'stream = "stream"\nsource_sequence = "number"'
 
 
 class Desk:
@@ -56,7 +32,9 @@ class Desk:
     def __init__(self, folder: Path, url: str, server: Server, names: Names, numbers: str = "") -> None:
         self.source, self.node, self.sku = names.id("wms"), names.node(), names.sku("tea")
         path = folder / "source.toml"
-        path.write_text(SOURCE.format(source=self.source, numbers=numbers))
+        path.write_text(
+            plain_source(self.source, top="batch_deltas = 4", columns='occurred_time = "at"\n' + numbers)
+        )
         self.settings = read_source(path)
         self.engine = open_database(url)
         self.client = Client(server.grpc)
@@ -77,28 +55,17 @@ class Desk:
         return path
 
     def pipeline(self, breaks_after: int = -1) -> Pipeline:
-        def open_sender(acked: Callable[[Acked], None]) -> Sender:
-            def passed(ack: Acked) -> None:
-                nonlocal breaks_after
-                if breaks_after == 0:
-                    raise RuntimeError("killed")
-                breaks_after -= 1
-                acked(ack)
-
-            return self.client.delta_sender(self.source, acked=passed)
-
         return Pipeline(
             self.settings,
             self.engine,
             self.desk.letters,
-            open_sender,
+            breaking(self.client, self.source, breaks_after),
             now=time.time,
             new_run_id=lambda: uuid.uuid4().hex,
         )
 
     def on_hand(self) -> int:
-        terms = self.client.explain(f"{self.source} all", self.sku).terms
-        return sum(node.on_hand for node in terms.nodes if node.node == self.node)
+        return on_hand(self.client, self.source, self.sku, self.node)
 
 
 @pytest.fixture(params=["", NUMBERS], ids=["named", "numbered"])

@@ -20,10 +20,10 @@ from availability.ledger.embedded import EmbeddedRedis
 from ingest.app import IngestDesk
 from ingest.database import open_database
 from ingest.settings import SettingsRefused, read_source, read_sources
-from ingest.sources.drop_folder import DropFolderSource
 from ingest.sources.feed import FeedFailed
 from ingest.sources.redis_stream import BEGINNING, RedisStreamFeed
 from tests.conftest import Names, Server
+from tests.ingest_lab import carry_ready, killed_in, on_hand
 
 SOURCE = """
 source = "{source}"
@@ -86,13 +86,10 @@ class Bench:
         return entry_id.decode() if isinstance(entry_id, bytes) else str(entry_id)
 
     def carry(self) -> int:
-        drop = self.desk.settings(self.source).drop
-        assert drop is not None
-        return len(list(DropFolderSource(drop, self.desk.pipeline(self.source)).carry_ready()))
+        return carry_ready(self.desk, self.source)
 
     def on_hand(self) -> int:
-        terms = self.client.explain(f"{self.source} all", self.sku).terms
-        return sum(node.on_hand for node in terms.nodes if node.node == self.node)
+        return on_hand(self.client, self.source, self.sku, self.node)
 
 
 @pytest.fixture
@@ -137,14 +134,8 @@ def test_killed_around_the_commit_nothing_is_lost_or_doubled(
     for n in range(1, 16):
         bench.add(n)
     feed = bench.feed()
-
-    def dies(*_: object) -> None:
-        raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(feed._chunks, dies_in, dies)
-        with pytest.raises(RuntimeError, match="killed"):
-            feed.fetch(once=True)
+    with killed_in(monkeypatch, feed._chunks, dies_in):
+        feed.fetch(once=True)
     assert bench.carry() == 0
     bench.feed().fetch(once=True)
     bench.carry()

@@ -24,10 +24,10 @@ from availability.client import Client
 from ingest.app import IngestDesk
 from ingest.database import open_database
 from ingest.settings import SettingsRefused, read_source, read_sources
-from ingest.sources.drop_folder import DropFolderSource
 from ingest.sources.feed import FeedFailed
 from ingest.sources.rest import RestFeed
 from tests.conftest import Names, Server
+from tests.ingest_lab import carry_ready, killed_in, on_hand
 
 SECRET = "a secret & of some length"
 SOURCE = """
@@ -163,13 +163,10 @@ class Bench:
         self.erp.events.append({**event, "changed": {"at": at}, **changes})
 
     def carry(self) -> int:
-        drop = self.desk.settings(self.source).drop
-        assert drop is not None
-        return len(list(DropFolderSource(drop, self.desk.pipeline(self.source)).carry_ready()))
+        return carry_ready(self.desk, self.source)
 
     def on_hand(self) -> int:
-        terms = self.client.explain(f"{self.source} all", self.sku).terms
-        return sum(node.on_hand for node in terms.nodes if node.node == self.node)
+        return on_hand(self.client, self.source, self.sku, self.node)
 
 
 @pytest.fixture
@@ -228,14 +225,8 @@ def test_killed_around_the_commit(
     for number in range(1, 9):
         bench.add(number, minutes=number)
     feed = bench.feed()
-
-    def dies(*_: object) -> None:
-        raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(feed._chunks, dies_in, dies)
-        with pytest.raises(RuntimeError, match="killed"):
-            feed.fetch(once=True)
+    with killed_in(monkeypatch, feed._chunks, dies_in):
+        feed.fetch(once=True)
     assert bench.carry() == 0
     bench.feed().fetch(once=True)
     bench.carry()

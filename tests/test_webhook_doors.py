@@ -23,29 +23,14 @@ from ingest.database import open_database
 from ingest.settings import read_source
 from publisher.orders.receiver import Door
 from tests.faults.lab import poll
-
-SOURCE = """
-source = "wms"
-[format]
-kind = "json_lines"
-[mapping]
-version = "1"
-author = "ingest"
-[mapping.columns]
-type = "type"
-sku = "sku"
-node = "node"
-quantity = "quantity"
-[drop]
-folder = "drop"
-[webhook]
-secret_file = "secret"
-"""
+from tests.ingest_lab import plain_source
 
 
 @contextmanager
 def of_ingest(folder: Path, listen: str) -> Iterator[str]:
-    (folder / "wms.toml").write_text(SOURCE)
+    (folder / "wms.toml").write_text(
+        plain_source("wms", kind="json_lines", more='[webhook]\nsecret_file = "secret"')
+    )
     (folder / "secret").write_text("a secret of some length")
     settings = read_source(folder / "wms.toml")
     desk = ingest.app.IngestDesk(

@@ -23,32 +23,8 @@ from availability.client import Client
 from ingest.database import open_database
 from ingest.letters import Letters
 from tests.faults.lab import Process, poll
+from tests.ingest_lab import NUMBERS, plain_source
 
-SOURCE = """
-source = "{name}"
-batch_deltas = {batch}
-unacked_batches = 4
-
-[format]
-kind = "{kind}"
-
-[mapping]
-version = "1"
-author = "ingest"
-
-[mapping.columns]
-type = "type"
-sku = "sku"
-node = "node"
-quantity = "quantity"
-{columns}
-
-[drop]
-folder = "{name}"
-settle_ms = 0
-{more}
-"""
-NUMBERS = 'stream = "stream"\nsource_sequence = "number"'
 SECRET = "a secret of some length"
 KILLS, KILLS_FULL = 6, 40
 SKUS = 5
@@ -83,7 +59,8 @@ class Carrier:
     def source(
         self, name: str, *, kind: str = "csv", columns: str = "", more: str = "", batch: int = 50
     ) -> Path:
-        text = SOURCE.format(name=name, kind=kind, columns=columns, more=more, batch=batch)
+        top = f"batch_deltas = {batch}\nunacked_batches = 4"
+        text = plain_source(name, kind=kind, top=top, columns=columns, folder=name, more=more)
         (self.folder / f"{name}.toml").write_text(text)
         (self.folder / name).mkdir()
         return self.folder / name

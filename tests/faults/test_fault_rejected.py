@@ -19,6 +19,7 @@ from ingest.database import open_database
 from ingest.letters import KeptLetter, Letters
 from tests.faults.audit import audit
 from tests.faults.lab import BASE, Lab, Process, deadline, delta, request_key
+from tests.ingest_lab import NUMBERS, plain_source
 
 REJ = BASE + "rej:3:erps"
 RING = 4_096
@@ -81,30 +82,6 @@ def test_the_oldest_rejections_make_room(lab: Lab) -> None:
 
 # --- Ingest, killed between the ledger's ack and its own note ------------------------------------------------
 
-SOURCE = """
-source = "wms"
-batch_deltas = 5
-unacked_batches = 4
-
-[format]
-kind = "csv"
-
-[mapping]
-version = "1"
-author = "ingest"
-
-[mapping.columns]
-type = "type"
-sku = "sku"
-node = "node"
-quantity = "quantity"
-stream = "stream"
-source_sequence = "number"
-
-[drop]
-folder = "drop"
-settle_ms = 0
-"""
 KILLED_BEFORE_A_NOTE = """
 import os, signal, sys
 from ingest.settling import Settling
@@ -150,7 +127,9 @@ def test_a_refusal_that_nobody_lived_to_note_becomes_one_letter(
     letter, also when its rows come again in another file; replayed, it has one effect."""
     server = make_process()
     server.start()
-    (tmp_path / "source.toml").write_text(SOURCE)
+    (tmp_path / "source.toml").write_text(
+        plain_source("wms", top="batch_deltas = 5\nunacked_batches = 4", columns=NUMBERS)
+    )
     drop = tmp_path / "drop"
     drop.mkdir()
     rows = [f"RECEIPT,a,n1,{0 if number % 4 == 0 else 1},s,{number}" for number in range(1, 21)]
