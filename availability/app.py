@@ -59,6 +59,7 @@ from availability.service.ledger_calls import DURABILITIES, ledger_failures
 from availability.service.policy_handlers import PolicyHandlers
 from availability.service.pool import LendingPool
 from availability.service.reservation_handlers import ReservationHandlers
+from availability.service.reservation_ids import new_reservation_id
 from availability.service.stock_handlers import StockHandlers
 from availability.service.tls import TlsFileError, TlsFiles, server_credentials
 from availability.telemetry import Telemetry, setup_logging, start_metrics_listener
@@ -71,8 +72,6 @@ LEDGER_ANSWER_MAX_S = 5.0
 """Writes are NOT_SERVING once the ledger has not answered for so long; the sweep asks four times a second."""
 WATCHDOG_INTERVAL_S = 0.5
 YOUNG_OBJECTS = 20_000
-_BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
-_TWO_DIGITS = [high + low for high in _BASE32HEX for low in _BASE32HEX]
 
 # As gRPC reads it; without a port it would take 443, and an IPv6 address needs brackets before one.
 _LISTEN = re.compile(
@@ -547,12 +546,6 @@ def _grpc_server(
         tracing=spans,
     )
     return server, pool
-
-
-def new_reservation_id() -> str:
-    """Draw a reservation id: 26 characters, 48 bits of time first, so that ids sort by age."""
-    bits = int.from_bytes(int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10)) << 2
-    return "".join([_TWO_DIGITS[bits >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def _address(listen: str, port: int) -> str:

@@ -21,13 +21,13 @@ from pathlib import Path
 import msgspec
 import redis as redis_py
 
-from availability.app import new_reservation_id
 from availability.ledger import keys
 from availability.ledger.ledger import Ledger, bucket
 from availability.service.auth import Principal, Scope
 from availability.service.context import CallContext
 from availability.service.later import Later
 from availability.service.reservation_handlers import ReservationHandlers
+from availability.service.reservation_ids import new_reservation_id
 from availability.telemetry import Telemetry
 from availability.v1 import common_pb2
 from availability.v1 import reservation_pb2 as res

@@ -16,18 +16,18 @@ from grpc_health.v1 import health as grpc_health  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]  # it ships no types
 
+from availability.service import grpc_early
 from availability.service.admission import Admission
 from availability.service.auth import Authenticator, NoAuth, require_loopback
 from availability.service.grpc_pipeline import (
     CallMetrics,
-    CallObserver,
     NoMetrics,
     Pipeline,
     ServerOptions,
     Tracing,
-    on_own_pool,
-    only,
 )
+from availability.service.grpc_request import only
+from availability.service.grpc_unary import CallObserver
 from availability.service.health import Health
 from availability.service.pool import LendingPool
 from availability.service.rpcs import PACKAGE, RPCS, Rpc, check_table
@@ -147,7 +147,7 @@ class GrpcServer:
             request = health_pb2.HealthCheckRequest.FromString(only(requests))
             return map(encode, servicer.Watch(request, context))
 
-        on_own_pool(check, self._pipeline.own_pool("health", HEALTH_THREADS))
+        grpc_early.on_own_pool(check, self._pipeline.own_pool("health", HEALTH_THREADS))
         return {
             "Check": grpc.unary_unary_rpc_method_handler(
                 check, health_pb2.HealthCheckRequest.FromString, encode
