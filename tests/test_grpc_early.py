@@ -80,7 +80,8 @@ def test_calls_are_counted_while_they_are_open(tmp_path: Path) -> None:
     """A call too many is refused without a look, and calls that have ended make room."""
     with running(tmp_path, calls_max=3) as server:
         silent = Silent(server, 3)
-        eventually(lambda: refused(server))
+        eventually(lambda: len(server.server._pipeline._silent) == 3)
+        assert refused(server)
         assert silent.send() == [b""] * 3
         eventually(lambda: not refused(server))
         for _ in range(10):
