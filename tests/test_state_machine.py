@@ -306,7 +306,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         number=skus,
         node=nodes,
-        quantity=st.integers(-9, 4),
+        quantity=st.one_of(st.integers(-9, 4), st.integers(-15, -5)),
         quarantined=st.sampled_from([False, False, True]),
     )
     def adjust(self, number: int, node: str, quantity: int, quarantined: bool) -> None:
