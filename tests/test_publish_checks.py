@@ -8,22 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from availability.cli.root import run
-from availability.client import Client
 from availability.v1 import policy_pb2 as pol
-from availability.v1 import stock_pb2 as stk
 from publisher.testing.checkout import buy
 from publisher.testing.orders import set_status
 from publisher.testing.server import Storefront as Double
 from publisher.testing.server import serve
+from tests import shop_scene
 from tests.conftest import Names, Server, fresh_names, serving
 from tests.publishing import double_shop
+from tests.shop_scene import ShopScene, options
 
 SHOPS = """
 [shops."{channel}"]
@@ -49,33 +49,22 @@ retry_ms = 50
 HOOK_SECRET = "a webhook's secret"
 WITHIN_S = 25.0
 
-
-def wait_for(what: Callable[[], bool], said: Callable[[], object] = lambda: "waited in vain") -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not what():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.05)
+wait_for = partial(shop_scene.wait_for, within_s=WITHIN_S)
 
 
-class Scene:
+class Scene(ShopScene):
     """One channel of the server, a double with its skus, and a publisher between them."""
 
     def __init__(self, folder: Path, server: Server, double: Double, names: Names) -> None:
-        self.folder, self.double, self.client = folder, double, Client(server.grpc)
-        self.channel, self.node, self.source = names.channel("web"), names.node("east"), names.id("shop")
-        self.stock_source = names.id("wms")
-        self.skus = [f"{names.id('sku')}-{number}" for number in range(12)]
-        self._number = 0
+        super().__init__(folder, server, double, names, skus=12, stock=7)
+        self.source = names.id("shop")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.listen = f"127.0.0.1:{free.getsockname()[1]}"
-        (folder / "data").mkdir()
         (folder / "shops.toml").write_text(
             SHOPS.format(
                 channel=self.channel, url=double.url, source=self.source, public=f"http://{self.listen}"
             )
         )
-        for sku in self.skus:
-            double.shop.add(sku, 7)
         self.count(dict.fromkeys(self.skus, 20))
         self.log = folder / "publisher.log"
         self.process = self._start(server)
@@ -90,36 +79,9 @@ class Scene:
         }
         command = [sys.executable, "-m", "availability", "publish", "run", "--listen", self.listen]
         with self.log.open("ab") as log:
-            return subprocess.Popen([*command, *self.options()], env=environment, stdout=log, stderr=log)
-
-    def options(self) -> list[str]:
-        return ["--shops", str(self.folder / "shops.toml"), "--data-dir", str(self.folder / "data")]
-
-    def count(self, quantities: Mapping[str, int]) -> None:
-        """Set what is on hand."""
-        deltas = []
-        for sku, quantity in quantities.items():
-            self._number += 1
-            delta = stk.Delta(
-                source=self.stock_source,
-                event_id=f"e-{self._number}",
-                type=stk.DELTA_TYPE_SET_ON_HAND,
-                sku=sku,
-                node=self.node,
-                quantity=quantity,
+            return subprocess.Popen(
+                [*command, *options(self.folder)], env=environment, stdout=log, stderr=log
             )
-            delta.occurred_time.FromNanoseconds(time.time_ns())
-            deltas.append(delta)
-        answer = self.client.apply_deltas(self.stock_source, deltas)
-        assert not answer.details, answer.details[:2]
-
-    def ledger(self) -> dict[str, int]:
-        answer = self.client.batch_get(self.channel, self.skus, strong=True)
-        return dict(zip(self.skus, answer.sellable_quantities, strict=True))
-
-    def shop(self) -> dict[str, int | float | None]:
-        with self.double.shop.lock:
-            return {sku: self.double.shop.stock(sku) for sku in self.skus}
 
     def equal(self) -> None:
         """Wait until the shop shows the ledger's numbers."""
@@ -166,7 +128,7 @@ def _environment(scene: Scene, server: Server, monkeypatch: pytest.MonkeyPatch) 
 def publish(scene: Scene, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """Run a command of the group; return its exit code and what it printed."""
     capsys.readouterr()
-    code = run(["publish", *arguments, *scene.options()])
+    code = run(["publish", *arguments, *options(scene.folder)])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 

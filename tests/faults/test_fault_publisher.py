@@ -9,20 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from availability.cli.root import run
-from availability.client import Client
-from availability.v1 import stock_pb2 as stk
 from publisher.testing.latency import Latency
 from publisher.testing.server import Storefront as Double
 from publisher.testing.server import serve
+from tests import shop_scene
 from tests.conftest import Names, Server, serving
 from tests.publishing import double_shop
+from tests.shop_scene import ShopScene, options
 
 SHOPS = """
 [shops."{channel}"]
@@ -40,6 +41,8 @@ SKUS, SKUS_FULL = 60, 400
 KILLS, KILLS_FULL = 2, 20
 WITHIN_S = 90.0
 
+wait_for = partial(shop_scene.wait_for, within_s=WITHIN_S)
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:
@@ -54,7 +57,7 @@ def process(folder: Path, server: Server, *arguments: str) -> Iterator[subproces
     environment = {**os.environ, "AVAIL_TARGET": server.grpc, "SHOP_KEY": "ck_test", "SHOP_SECRET": "cs_test"}
     with (folder / "publisher.log").open("ab") as log:
         started = subprocess.Popen(
-            [sys.executable, "-m", "availability", "publish", "run", *_options(folder), *arguments],
+            [sys.executable, "-m", "availability", "publish", "run", *options(folder), *arguments],
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -66,49 +69,12 @@ def process(folder: Path, server: Server, *arguments: str) -> Iterator[subproces
         started.wait()
 
 
-def _options(folder: Path) -> list[str]:
-    return ["--shops", str(folder / "shops.toml"), "--data-dir", str(folder / "data")]
-
-
-class Scene:
-    """A channel of the real server, a double, and what is said to the one and shown by the other."""
+class Scene(ShopScene):
+    """A shop that shows one of each sku, and its settings."""
 
     def __init__(self, folder: Path, server: Server, double: Double, names: Names, skus: int) -> None:
-        self.double, self.client = double, Client(server.grpc)
-        self.channel, self.node = names.channel("web"), names.node("east")
-        self.source = names.id("wms")
-        self.skus = [f"{names.id('sku')}-{number}" for number in range(skus)]
-        self.number = 0
-        (folder / "data").mkdir()
+        super().__init__(folder, server, double, names, skus=skus, stock=1)
         (folder / "shops.toml").write_text(SHOPS.format(channel=self.channel, url=double.url))
-        for sku in self.skus:
-            double.shop.add(sku, 1)
-
-    def count(self, quantities: Mapping[str, int]) -> None:
-        """Set what is on hand."""
-        deltas = []
-        for sku, quantity in quantities.items():
-            self.number += 1
-            delta = stk.Delta(
-                source=self.source,
-                event_id=f"e-{self.number}",
-                type=stk.DELTA_TYPE_SET_ON_HAND,
-                sku=sku,
-                node=self.node,
-                quantity=quantity,
-            )
-            delta.occurred_time.FromNanoseconds(time.time_ns())
-            deltas.append(delta)
-        answer = self.client.apply_deltas(self.source, deltas)
-        assert not answer.details, answer.details[:2]
-
-    def ledger(self) -> dict[str, int]:
-        answer = self.client.batch_get(self.channel, self.skus, strong=True)
-        return dict(zip(self.skus, answer.sellable_quantities, strict=True))
-
-    def shop(self) -> dict[str, int | float | None]:
-        with self.double.shop.lock:
-            return {sku: self.double.shop.stock(sku) for sku in self.skus}
 
     def settle(self) -> None:
         """Wait until the shop shows the ledger's numbers."""
@@ -117,13 +83,6 @@ class Scene:
     def different(self) -> int:
         shown, ledger = self.shop(), self.ledger()
         return sum(shown[sku] != ledger[sku] for sku in self.skus)
-
-
-def wait_for(what: Callable[[], bool], said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not what():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -154,7 +113,7 @@ def test_killed_in_the_middle_of_a_burst(
             publisher.send_signal(signal.SIGTERM)
             assert publisher.wait(30) == 0, tail(folder)
         assert double.shop.overlaps == []
-        assert run(["publish", "status", "--json", *_options(folder)]) == 3, "nobody publishes now"
+        assert run(["publish", "status", "--json", *options(folder)]) == 3, "nobody publishes now"
         status = json.loads(capsys.readouterr().out)[0]
         assert (status["backlog"], status["letters"], status["skus"]) == (0, 0, len(scene.skus))
 
