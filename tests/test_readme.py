@@ -52,24 +52,32 @@ def test_the_file_of_shops_is_one(tmp_path: Path) -> None:
     assert list(read_shops(tmp_path / "shops.toml")) == ["web"]
 
 
-def test_the_first_feed_works_as_printed(server: object, tmp_path: Path) -> None:
-    """Its file and its mapping as printed: each command ends as it says, and one row is a letter."""
-    (tmp_path / "feeds" / "drop").mkdir(parents=True)
-    for language, name in (("csv", "drop/stock.csv"), ("toml", "wms.toml")):
-        found = re.search(rf"^```{language}\n(.*?)^```", FEEDS, re.MULTILINE | re.DOTALL)
-        assert found is not None
-        (tmp_path / "feeds" / name).write_text(found[1], encoding="utf-8")
-    block = re.search(r"^```sh\n(.*?)^```", FEEDS, re.MULTILINE | re.DOTALL)
-    assert block is not None
+def run_as_printed(readme: str, server: object, folder: Path, below: str, mapping: str) -> str:
+    """Write a README's first file and mapping below a folder and run its first commands; return what they print."""
+    (folder / below / "drop").mkdir(parents=True)
+    for language, name in (("csv", "drop/stock.csv"), ("toml", mapping)):
+        (folder / below / name).write_text(first_block(readme, language), encoding="utf-8")
     python = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m availability"
     ended = subprocess.run(
-        ["sh", "-ec", block[1].replace(".venv/bin/availability", python)],
-        cwd=tmp_path, env={**os.environ, "AVAIL_TARGET": server.grpc},  # type: ignore[attr-defined]
+        ["sh", "-ec", first_block(readme, "sh").replace(".venv/bin/availability", python)],
+        cwd=folder, env={**os.environ, "AVAIL_TARGET": server.grpc},  # type: ignore[attr-defined]
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "stock.csv: DONE: 3 applied, 1 refused" in ended.stdout
-    assert ended.stdout.count("'PAL' is not") == 2, ended.stdout
+    return ended.stdout
+
+
+def first_block(readme: str, language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_first_feed_works_as_printed(server: object, tmp_path: Path) -> None:
+    """Its file and its mapping as printed: each command ends as it says, and one row is a letter."""
+    printed = run_as_printed(FEEDS, server, tmp_path, "feeds", "wms.toml")
+    assert "stock.csv: DONE: 3 applied, 1 refused" in printed
+    assert printed.count("'PAL' is not") == 2, printed
 
 
 def test_the_table_of_snapshot_settings_is_current() -> None:
@@ -81,21 +89,8 @@ def test_the_table_of_snapshot_settings_is_current() -> None:
 
 def test_the_first_snapshot_works_as_printed(server: object, tmp_path: Path) -> None:
     """The file and the settings of reconciliation as printed: each command ends well, and the page is written."""
-    (tmp_path / "snapshots" / "drop").mkdir(parents=True)
-    for language, name in (("csv", "drop/stock.csv"), ("toml", "wms-stock.toml")):
-        found = re.search(rf"^```{language}\n(.*?)^```", SNAPSHOTS, re.MULTILINE | re.DOTALL)
-        assert found is not None
-        (tmp_path / "snapshots" / name).write_text(found[1], encoding="utf-8")
-    block = re.search(r"^```sh\n(.*?)^```", SNAPSHOTS, re.MULTILINE | re.DOTALL)
-    assert block is not None
-    python = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m availability"
-    ended = subprocess.run(
-        ["sh", "-ec", block[1].replace(".venv/bin/availability", python)],
-        cwd=tmp_path, env={**os.environ, "AVAIL_TARGET": server.grpc},  # type: ignore[attr-defined]
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "REPORTED" in ended.stdout
+    printed = run_as_printed(SNAPSHOTS, server, tmp_path, "snapshots", "wms-stock.toml")
+    assert "REPORTED" in printed
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
