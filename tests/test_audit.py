@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 from collections.abc import Iterator
 from typing import Any  # Any: bodies of several kinds
@@ -15,7 +14,6 @@ from availability.cli.errors import EXIT_BROKEN, EXIT_FORGOTTEN, EXIT_REFUSED
 from availability.cli.root import run
 from availability.client import Client, ClientError
 from availability.domain.version import ZERO
-from availability.ledger.embedded import EmbeddedRedis
 from availability.ledger.record import DeltasBody, Entry, Kind, ReleasedBody, decode_body
 from availability.ledger.snapshots import SnapshotLedger
 from availability.service.audit_handlers import AuditHandlers
@@ -23,7 +21,7 @@ from availability.service.auth import Principal
 from availability.service.context import CallContext
 from availability.v1 import stock_pb2 as stk
 from tests.conftest import Server, serving
-from tests.faults.lab import BASE, Lab, deadline, delta, new_folder
+from tests.faults.lab import BASE, Lab, deadline, delta, own_lab
 
 SOON = AuditLimits(unconfirmed_ms=1, stuck_ms=1, silent_ms=3_600_000)
 
@@ -31,14 +29,8 @@ SOON = AuditLimits(unconfirmed_ms=1, stuck_ms=1, silent_ms=3_600_000)
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A ledger without servers: nobody sweeps."""
-    folder = new_folder()
-    server = EmbeddedRedis(folder / "redis")
-    server.start()
-    made = Lab(server.url)
-    yield made
-    made.close()
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_lab() as made:
+        yield made
 
 
 def findings(lab: Lab, *, overdue_ms: int = 0) -> list[stk.AuditFinding]:

@@ -8,7 +8,6 @@ the contract as small examples.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ from availability.ledger.record import Kind, decode_body
 from availability.v1 import policy_pb2 as pol
 from availability.v1 import stock_pb2 as stk
 from tests.conftest import Names, Server
-from tests.faults.lab import Lab, delta, new_folder, request_key
+from tests.faults.lab import Lab, delta, own_redis, request_key
 from tests.model import Buffer, Delta, Granted, Model, Override, Policy, Refusal
 from tests.wire import Service
 
@@ -63,12 +62,8 @@ policies = st.builds(
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[EmbeddedRedis]:
     """One Redis that every example empties."""
-    folder = new_folder()
-    server = EmbeddedRedis(folder / "redis")
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_redis() as server:
+        yield server
 
 
 @pytest.fixture

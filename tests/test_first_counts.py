@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from availability.ledger.embedded import EmbeddedRedis
-from tests.faults.lab import BASE, DAY_MS, Lab, delta, new_folder
+from tests.faults.lab import BASE, DAY_MS, Lab, delta, own_lab
 
 SECOND_US = 1_000_000
 RECORDS_MAX = 512
@@ -25,14 +23,8 @@ TOLD = (
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """A ledger of this test's own: how much it has written matters."""
-    folder = new_folder()
-    server = EmbeddedRedis(folder / "redis")
-    server.start()
-    made = Lab(server.url)
-    yield made
-    made.close()
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_lab() as made:
+        yield made
 
 
 @pytest.mark.parametrize("calls", [1, 7])

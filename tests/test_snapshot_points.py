@@ -8,7 +8,6 @@ only what the rules name may be unsettled.
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,13 +17,12 @@ from typing import Any  # Any: fields of deltas, by name
 
 import pytest
 
-from availability.ledger.embedded import EmbeddedRedis
 from availability.ledger.snapshots import SnapshotBegin, SnapshotEnd, SnapshotLedger
 from availability.service.auth import Principal
 from availability.service.context import CallContext
 from availability.service.snapshot_reads import SnapshotReader
 from availability.v1 import stock_pb2 as stk
-from tests.faults.lab import Lab, deadline, new_folder, request_key
+from tests.faults.lab import Lab, deadline, own_lab, request_key
 from tests.model import Delta, Model
 from tests.wire import to_proto
 
@@ -46,14 +44,8 @@ Seen = dict[tuple[str, str], tuple[int, dict[str, int], int, bool, bool]]
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A ledger of this module's own; every tale has skus, orders and streams of its own."""
-    folder = new_folder()
-    server = EmbeddedRedis(folder / "redis")
-    server.start()
-    made = Lab(server.url)
-    yield made
-    made.close()
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_lab() as made:
+        yield made
 
 
 @dataclass

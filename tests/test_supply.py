@@ -5,7 +5,6 @@ The ledger is called straight, with Redis TIME set where time matters; every run
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,11 +15,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
-from availability.ledger.embedded import EmbeddedRedis
 from availability.service.delta_codec import pack
 from availability.v1 import stock_pb2 as stk
 from tests.faults.audit import audit
-from tests.faults.lab import BASE, DAY_MS, Lab, delta, new_folder
+from tests.faults.lab import BASE, DAY_MS, Lab, delta, own_lab
 from tests.model import Delta, Model
 from tests.wire import to_proto
 
@@ -32,14 +30,8 @@ _numbers = count(1)
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A ledger of this module's own; tests use skus of their own."""
-    folder = new_folder()
-    server = EmbeddedRedis(folder / "redis")
-    server.start()
-    made = Lab(server.url)
-    yield made
-    made.close()
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_lab() as made:
+        yield made
 
 
 def told(type_: str, moment: int, **fields: object) -> Delta:

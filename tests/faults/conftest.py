@@ -9,18 +9,14 @@ from typing import Any  # Any: a ledger's settings, by name
 import pytest
 
 from availability.ledger.embedded import EmbeddedRedis
-from tests.faults.lab import Lab, Process, new_folder
+from tests.faults.lab import Lab, Process, new_folder, own_redis
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedRedis]:
     """One real Redis whose keys, settings and functions every test may throw away."""
-    folder = new_folder()
-    server = EmbeddedRedis(folder / "redis")
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_redis() as server:
+        yield server
 
 
 @pytest.fixture

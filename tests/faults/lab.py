@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -27,6 +29,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from availability.ledger import calls
 from availability.ledger.commit_queue import QueueSettings
 from availability.ledger.connection import ConnectionSettings, load_library
+from availability.ledger.embedded import EmbeddedRedis
 from availability.ledger.ledger import Ledger, LedgerSettings, bucket, fingerprint
 from availability.ledger.library import Library, build, read_sources
 from availability.service.delta_codec import pack
@@ -354,6 +357,30 @@ class Process:
 def new_folder() -> Path:
     """Make a folder with a short path: a unix socket's has 108 bytes at most."""
     return Path(tempfile.mkdtemp(prefix="avail-"))
+
+
+@contextmanager
+def own_redis() -> Iterator[EmbeddedRedis]:
+    """A real Redis that nobody else uses; it is gone afterwards."""
+    folder = new_folder()
+    server = EmbeddedRedis(folder / "redis")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def own_lab() -> Iterator[Lab]:
+    """A ledger in a Redis of its own, without servers: nobody sweeps."""
+    with own_redis() as server:
+        made = Lab(server.url)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def runs(pid: int) -> bool:
