@@ -8,14 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from availability.telemetry import IngestMetrics, SourceFigures
+from availability.telemetry.ingest import ROW_RESULTS
 from ingest.database import dead_letters, stream_marks
 from ingest.feed_health import FeedHealth
 from ingest.letters import WAITING
 from ingest.runs import Progress
 from ingest.sources.drop_folder import DropFolderSource
-
-COUNTED = ("applied", "repeated", "refused", "ignored", "compared")
-"""Of a file's progress: rows by what became of them."""
 
 
 class RowCounter:
@@ -25,13 +23,14 @@ class RowCounter:
         self._metrics = metrics
         self._source = source
         self._file: Progress | None = None
-        self._counted = dict.fromkeys(COUNTED, 0)
+        self._counted = dict.fromkeys(ROW_RESULTS, 0)
+        metrics.known(source)
 
     def count(self, progress: Progress) -> None:
         """Count what is new since this file's progress was counted last."""
         if progress is not self._file:
-            self._file, self._counted = progress, dict.fromkeys(COUNTED, 0)
-        for result in COUNTED:
+            self._file, self._counted = progress, dict.fromkeys(ROW_RESULTS, 0)
+        for result in ROW_RESULTS:
             now = getattr(progress, result)
             if now > self._counted[result]:
                 self._metrics.rows(self._source, result, now - self._counted[result])

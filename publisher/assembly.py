@@ -23,7 +23,7 @@ from publisher.orders.facts import TAKEN, Rules
 from publisher.orders.intake import OrderIntake, Tending
 from publisher.orders.ledger import OrderClient
 from publisher.orders.poller import OrderPoller, PollRules
-from publisher.orders.receiver import Door
+from publisher.orders.receiver import TOPICS, Door
 from publisher.progress import Progress
 from publisher.rolling import Rolling
 from publisher.settings import Mode, OrdersSettings, SettingsRefused, ShopSettings, WebhookSettings
@@ -71,6 +71,7 @@ def assemble(
 ) -> Assembled:
     """Put one shop together. ``woo``: its connections, for orders. Raises SettingsRefused."""
     settings.credentials(around.environment)  # told at once, not at the first write
+    around.metrics.known(channel, TOPICS)
     guard = ZeroGuard(percent=settings.zero_guard_percent, least=settings.zero_guard_min, now=around.now)
     approvals = Approvals(around.engine, channel)
     orders = settings.order_settings

@@ -26,6 +26,8 @@ from availability.telemetry.catalogue import catalogue
 from availability.telemetry.history import HistoryMetrics
 from availability.telemetry.publish import PublishMetrics
 from availability.telemetry.trace import correlation_of
+from ingest.figures import RowCounter
+from publisher.orders.receiver import TOPICS
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +153,32 @@ def test_every_process_tells_its_own_memory(metrics: type[Telemetry]) -> None:
     scrape = metrics().registry.get_sample_value
     assert (scrape("process_resident_memory_bytes") or 0) > 10_000_000
     assert scrape("process_cpu_seconds_total")
+
+
+def test_counts_begin_at_zero() -> None:
+    """An increase sees no first value: what alerts and ratios count is there before anything happened."""
+    ingest, publish, history = IngestMetrics(), PublishMetrics(), HistoryMetrics()
+    RowCounter(ingest, "wms")
+    publish.known("web", TOPICS)
+    told = {
+        (sample.name, *sorted(sample.labels.values()))
+        for metrics in (ingest, publish, history)
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.value == 0
+    }
+    for result in ("applied", "repeated", "refused"):
+        assert ("availability_ingest_rows_total", result, "wms") in told
+    for demand in ("normal", "high"):
+        assert ("availability_publish_breaches_total", demand, "web") in told
+        assert ("availability_publish_delay_seconds_count", demand, "web") in told
+    for topic in TOPICS:
+        assert ("availability_publish_webhooks_disabled_total", topic, "web") in told
+    for result in ("forged", "lost", "unreadable"):
+        assert ("availability_publish_webhooks_total", result, "web") in told
+    assert ("availability_publish_verify_differences_total", "web") in told
+    for cause in ("database", "ledger", "place"):
+        assert ("availability_history_failures_total", cause) in told
 
 
 def test_a_scrape_outlives_who_is_asked() -> None:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from availability.telemetry.asked import AskedMetrics, Family, Sample
 
 WRITE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
+FAILURES = ("database", "ledger", "place")
 
 _LAG = (
     Family(
@@ -88,10 +89,12 @@ class HistoryMetrics:
         )
         self._failures = Counter(
             "availability_history_failures_total",
-            "Times that the historian stopped and began again, by cause: database, ledger.",
+            f"Times that the historian stopped and began again, by cause: {', '.join(FAILURES)}.",
             ["cause"],
             registry=self.registry,
         )
+        for cause in FAILURES:  # from 0 on: the first failure is seen as a step too
+            self._failures.labels(cause)
         self._lag = AskedMetrics(self.registry, "history", _LAG)
         self._reconcile = AskedMetrics(self.registry, "reconcile", _RECONCILE)
 

@@ -12,6 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 
 from availability.telemetry.asked import AskedMetrics, Family, Sample
 
+ROW_RESULTS = ("applied", "repeated", "refused", "ignored", "compared")
+FILE_STATES = ("done", "refused", "known")
+
 _FAMILIES = (
     Family(
         name="availability_ingest_files_waiting",
@@ -69,13 +72,13 @@ class IngestMetrics:
         ProcessCollector(registry=self.registry)
         self._rows = Counter(
             "availability_ingest_rows_total",
-            "Rows of carried files by what became of them: applied, repeated, refused, ignored, compared.",
+            f"Rows of carried files by what became of them: {', '.join(ROW_RESULTS)}.",
             ["source", "result"],
             registry=self.registry,
         )
         self._artifacts = Counter(
             "availability_ingest_artifacts_total",
-            "Carried files by how they ended: done, refused, known.",
+            f"Carried files by how they ended: {', '.join(FILE_STATES)}.",
             ["source", "state"],
             registry=self.registry,
         )
@@ -85,6 +88,13 @@ class IngestMetrics:
             registry=self.registry,
         )
         self._asked = AskedMetrics(self.registry, "ingest", _FAMILIES)
+
+    def known(self, source: str) -> None:
+        """Begin a source's counts at 0: what a rate or an increase first sees of a series is where it counts from."""
+        for result in ROW_RESULTS:
+            self._rows.labels(source, result)
+        for state in FILE_STATES:
+            self._artifacts.labels(source, state)
 
     def rows(self, source: str, result: str, count: int) -> None:
         """Count rows."""

@@ -15,6 +15,10 @@ from availability.telemetry.asked import AskedMetrics, Family, Sample
 
 DELAY_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0)
 REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+DEMANDS = ("normal", "high")
+WRITE_RESULTS = ("acknowledged", "failed", "refused", "superseded")
+ORDER_RESULTS = ("told", "repeated", "draft", "before", "vanished", "refused", "unmapped", "unreadable")
+WEBHOOK_RESULTS = ("kept", "ping", "unwanted", "unreadable", "forged", "lost")
 
 _FAMILIES = (
     Family(
@@ -84,7 +88,7 @@ class PublishMetrics:
         ProcessCollector(registry=self.registry)
         self._writes = Counter(
             "availability_publish_writes_total",
-            "Values sent to storefronts by result: acknowledged, failed, refused, superseded.",
+            f"Values sent to storefronts by result: {', '.join(WRITE_RESULTS)}.",
             ["channel", "result"],
             registry=self.registry,
         )
@@ -116,14 +120,13 @@ class PublishMetrics:
         )
         self._orders = Counter(
             "availability_publish_orders_total",
-            "Orders read from storefronts by result: told, repeated, draft, before, vanished, refused, unmapped, "
-            "unreadable.",
+            f"Orders read from storefronts by result: {', '.join(ORDER_RESULTS)}.",
             ["channel", "result"],
             registry=self.registry,
         )
         self._webhooks = Counter(
             "availability_publish_webhooks_total",
-            "Deliveries of storefronts' webhooks by result: kept, ping, unwanted, unreadable, forged, lost.",
+            f"Deliveries of storefronts' webhooks by result: {', '.join(WEBHOOK_RESULTS)}.",
             ["channel", "result"],
             registry=self.registry,
         )
@@ -135,13 +138,31 @@ class PublishMetrics:
         )
         self._asked = AskedMetrics(self.registry, "publish", _FAMILIES)
 
+    def known(self, channel: str, topics: Iterable[str]) -> None:
+        """Begin a channel's counts at 0: what a rate or an increase first sees of a series is where it counts from.
+
+        ``topics``: those of the webhooks that a storefront may switch off.
+        """
+        for result in WRITE_RESULTS:
+            self._writes.labels(channel, result)
+        for demand in DEMANDS:
+            self._delay.labels(channel, demand)
+            self._breaches.labels(channel, demand)
+        self._differences.labels(channel)
+        for result in ORDER_RESULTS:
+            self._orders.labels(channel, result)
+        for result in WEBHOOK_RESULTS:
+            self._webhooks.labels(channel, result)
+        for topic in topics:
+            self._webhooks_disabled.labels(channel, topic)
+
     def written(self, channel: str, result: str, count: int = 1) -> None:
         """Count values by what became of them."""
         self._writes.labels(channel, result).inc(count)
 
     def acknowledged(self, channel: str, delay_s: float, *, high_demand: bool, late: bool) -> None:
         """Record one acknowledged value: how long it took, and whether that was longer than agreed."""
-        demand = "high" if high_demand else "normal"
+        demand = DEMANDS[high_demand]
         self._delay.labels(channel, demand).observe(delay_s)
         if late:
             self._breaches.labels(channel, demand).inc()
