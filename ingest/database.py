@@ -213,7 +213,10 @@ def open_database(url: str) -> Engine:
         path = Path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{path}"
-    engine = sa.create_engine(url, hide_parameters=True)  # rows may hold what letters leave out
+    # A PostgreSQL that was made without a locale is SQL_ASCII; there the driver would hand out bytes.
+    arguments = {"client_encoding": "utf8"} if url.startswith("postgres") else {}
+    # hide_parameters: rows may hold what letters leave out.
+    engine = sa.create_engine(url, hide_parameters=True, connect_args=arguments)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _tuned)
     with engine.begin() as connection:  # another process may make them at the same moment

@@ -99,10 +99,10 @@ class Postgres:
         """Return the address of a database, as a setting has it."""
         return f"postgresql://postgres@/{database}?host={self._folder}"
 
-    def new_database(self) -> str:
-        """Make an empty database; return its name."""
+    def new_database(self, options: str = "") -> str:
+        """Make an empty database; return its name. ``options`` are of CREATE DATABASE."""
         name = f"test_{os.getpid()}_{next(_numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name} {options}")
         return name
 
     def execute(self, statement: str) -> None:

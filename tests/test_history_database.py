@@ -14,7 +14,8 @@ from alembic.script import ScriptDirectory
 from availability.domain.version import Version
 from availability.history import database, shop_tables, tables
 from availability.history.database import DatabaseRefused, DatabaseUnreachable, open_database
-from tests.postgres import database_url, postgres, postgres_url
+from ingest.database import open_database as open_ingest
+from tests.postgres import Postgres, database_url, postgres, postgres_url
 
 __all__ = ["database_url", "postgres", "postgres_url"]
 
@@ -94,3 +95,14 @@ def test_packed_versions_keep_their_order() -> None:
     assert [tables.unpacked(number) for number in numbers] == versions
     with pytest.raises(OverflowError):
         tables.packed(Version(1, 1 << 44))
+
+
+def test_a_database_without_an_encoding_keeps_text(postgres: Postgres, tmp_path: Path) -> None:
+    """A cluster that was made without a locale is SQL_ASCII: text is text there too, not bytes."""
+    name = postgres.new_database("ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'")
+    for engine in (open_database(postgres.url(name), tmp_path), open_ingest(postgres.url(name))):
+        with engine.connect() as connection:
+            assert connection.execute(sa.text("SELECT 'Größe'")).scalar_one() == "Größe"
+            assert connection.execute(sa.text("SHOW server_encoding")).scalar_one() == "SQL_ASCII"
+        engine.dispose()
+    postgres.execute(f"DROP DATABASE {name}")

@@ -168,6 +168,8 @@ def _options(url: str) -> dict[str, Any]:  # Any: what create_engine takes
         "connect_args": {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "availability history",
+            # A cluster that was made without a locale is SQL_ASCII; there the driver would hand out bytes.
+            "client_encoding": "utf8",
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
             # A server that vanished without a word is noticed, instead of being waited for.
             "keepalives_idle": 10,
