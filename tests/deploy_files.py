@@ -107,7 +107,9 @@ def _told(text: str) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             for at, word in enumerate(words):
-                if word.rpartition("/")[2] == "availability" and at + 1 < len(words):
+                # A word that a command begins with: it is a user's name, a group's and a database's too.
+                begins = at == 0 or words[at - 1] in ("&&", "|", "sudo") or "=" in words[at - 1]
+                if begins and word.rpartition("/")[2] == "availability" and at + 1 < len(words):
                     end = next(
                         (n for n, w in enumerate(words) if n > at and w in ("|", ">", "&&")), len(words)
                     )

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from availability.cli.options import DEFAULT_TARGET
 from availability.config import Settings, load_settings
 from availability.ledger.embedded import find_server
 from availability.ledger.preflight import inspect
+from availability.service.auth import list_tokens
 from availability.service.health import LIVENESS, OVERALL, service_checks
 from ingest.reconcile.settings import read_snapshots
 from ingest.settings import read_source
@@ -129,6 +131,21 @@ def test_units_are_sound_and_hardened(tmp_path: Path) -> None:
 
 
 # --- Redis ------------------------------------------------------------------------------------------------
+
+
+def test_the_distributions_unit_may_write_what_redis_is_told_to(tmp_path: Path) -> None:
+    """The drop-in makes the folder of the data and that of the socket; systemd knows what it says."""
+    found = {name: value for _, name, value in unit(DEPLOY / "systemd" / "ledger.conf")}
+    settings = (DEPLOY / "redis" / "valkey-single-strict.conf").read_text("utf-8")
+    assert re.search(rf"(?m)^dir /var/lib/{found['StateDirectory']}$", settings)
+    assert re.search(rf"(?m)^unixsocket /run/{found['RuntimeDirectory']}/", settings)
+    (tmp_path / "redis-server.service").write_text("[Service]\nExecStart=/bin/true\nUser=daemon\n")
+    (tmp_path / "redis-server.service.d").mkdir()
+    (tmp_path / "redis-server.service.d" / "availability.conf").write_text(
+        (DEPLOY / "systemd" / "ledger.conf").read_text("utf-8").replace("Group=availability", "Group=daemon")
+    )
+    said = passes(tool("systemd-analyze"), "verify", "--man=no", tmp_path / "redis-server.service")
+    assert not said.strip(), said
 
 
 @pytest.fixture
@@ -368,10 +385,29 @@ def test_probes_ask_services_that_the_server_knows() -> None:
     assert set(re.findall(r'"--service", "([^"]+)"', dockerfile)) <= known
 
 
-def test_the_example_source_is_one() -> None:
-    """What compose and Kubernetes mount is read by ingest."""
-    source = read_source(DEPLOY / "sources" / "wms.toml")
-    assert source.source == "wms"
+def test_the_example_sources_are_some() -> None:
+    """What compose and Kubernetes mount is read by ingest: all of it, each by its own name."""
+    names = {path.stem: read_source(path).source for path in (DEPLOY / "sources").glob("*.toml")}
+    assert names == {name: name for name in names} != {}
+    (found,) = documents(DEPLOY / "kustomization.yaml")
+    (mounted,) = [one["files"] for one in found["configMapGenerator"] if one["name"] == "sources"]
+    assert mounted == sorted(f"sources/{name}.toml" for name in names)
+
+
+def test_who_opens_a_door_has_a_source_for_it() -> None:
+    """`ingest run --http` ends at once where no source has a webhook; its secret is where it is mounted."""
+    opened = [
+        where for where, words in our_commands() if words[:2] == ["ingest", "run"] and "--http" in words
+    ]
+    assert len(opened) == 3  # compose, Kubernetes, systemd
+    hooks = [read_source(path).webhook for path in (DEPLOY / "sources").glob("*.toml")]
+    places = {str(hook.secret_file) for hook in hooks if hook is not None}
+    assert places
+    mounted = [one for one in compose()["services"]["ingest"]["secrets"] if isinstance(one, dict)]
+    assert places == {one["target"] for one in mounted}
+    (container,) = [one for _, one in containers() if one["name"] == "ingest"]
+    (keys,) = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "webhook-keys"]
+    assert {place.rpartition("/")[0] for place in places} == {keys}
 
 
 def test_the_example_snapshot_is_one() -> None:
@@ -454,6 +490,34 @@ def test_secrets_are_references() -> None:
     assert used == set(compose()["secrets"])
     ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
     assert "deploy/secrets/" in ignored
+
+
+def test_edited_tokens_reach_the_servers_of_compose() -> None:
+    """Their folder is mounted, not the file: an edited file is a new one, and a revoked token would go on counting."""
+    for name, service in compose()["services"].items():
+        tokens = service.get("environment", {}).get("AVAIL_AUTH__TOKENS_FILE")
+        if tokens is not None:
+            mounted = {volume.split(":")[1]: volume.split(":")[0] for volume in service["volumes"]}
+            assert mounted[tokens.rpartition("/")[0]] == "./secrets/tokens", name
+
+
+def test_what_the_readme_says_makes_every_secret_of_compose(tmp_path: Path) -> None:
+    """Its lines, run as they stand (but for whose the files are), leave each file that compose mounts, and private."""
+    readme = (DEPLOY / "README.md").read_text("utf-8")
+    (lines,) = re.findall(r"(?ms)^For compose, once:\n\n```sh\n(.*?)^```", readme)
+    (tmp_path / "deploy").mkdir()
+    helpers = f'sudo() {{ :; }}\navailability() {{ {sys.executable} -m availability "$@"; }}\n'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", helpers + lines], cwd=tmp_path, env=environment, check=True
+    )
+    files = [tmp_path / "deploy" / one["file"] for one in compose()["secrets"].values()]
+    files.append(tmp_path / "deploy" / "secrets" / "tokens" / "tokens.json")
+    for path in files:
+        assert path.stat().st_size > 0, path
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert (tmp_path / "deploy" / "secrets").stat().st_mode & 0o077 == 0
+    assert {one.id for one in list_tokens(files[-1])} == {"ingest", "publisher"}
 
 
 def test_the_readme_names_every_secret() -> None:
