@@ -232,6 +232,17 @@ def test_redis_takes_ha_with_a_replica_and_a_sentinel(start: Any, redis_conf: Pa
         with pytest.raises(subprocess.TimeoutExpired):
             primary.process.wait(0.05)
     assert [one for one in found if one.severity == "error"] == []
+    # One replica: whoever is promoted would have none, and take no writes.
+    assert [one.severity for one in found if one.what == "replicas"] == ["warning"]
+    second = start("valkey-ha.conf", "--replicaof", f"127.0.0.1 {primary.port}")
+    second.wait("Finished with success")
+    for _ in range(100):
+        found = inspect(f"redis://127.0.0.1:{primary.port}/0", "ha")
+        if "warning" not in {one.severity for one in found if one.what == "replicas"}:
+            break
+        with pytest.raises(subprocess.TimeoutExpired):
+            primary.process.wait(0.05)
+    assert [one.severity for one in found if one.what == "replicas"] == ["ok"]
     sentinel = (redis_conf / "sentinel.conf").read_text()
     sentinel = sentinel.replace("valkey-1 6379", f"127.0.0.1 {primary.port}")
     sentinel = re.sub(r"(?m)^(port|dir|logfile) .*$", "", sentinel)

@@ -186,6 +186,12 @@ def _replicas(info: dict[str, Any], config: dict[str, str] | None, profile: str)
         return _error(
             "replicas", f"{attached} attached, min-replicas-to-write {least}", "set min-replicas-to-write 1"
         )
+    if least.isdigit() and attached <= int(least):  # who is promoted has one less than his predecessor had
+        return _warning(
+            "replicas",
+            f"{attached} attached, min-replicas-to-write {least}",
+            f"attach {int(least) + 1 - attached} more: after a failover, or without this one, writes are refused",
+        )
     return _ok("replicas", f"{attached} attached, min-replicas-to-write {least}")
 
 
