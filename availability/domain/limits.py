@@ -31,7 +31,7 @@ ORDER_NAMES_MAX = 16
 """Names of one order, linked together: an order's facts are evaluated over all of them at once."""
 
 REJECTED_NUMBERS_KEPT = 100_000
-"""Rejected numbers of a stream that the ledger tells again; functions/11_deltas.lua. A sender has fewer on the way."""
+"""Rejected numbers of a stream that the ledger tells again; functions/11_streams.lua. A sender has fewer on the way."""
 
 SOURCE_STREAMS_MAX = 10_000
 """Streams of one source: a mark is kept for ever, and with it up to 80 KB by which repeats are told."""

@@ -143,7 +143,7 @@ function Upkeep.sweep(keys, args)
   local forgotten = forget_ended(ctx, txn, cmd[2]) + close_orders(ctx, txn, cmd[3], cmd[4])
   forgotten = forgotten + Exceptions.sweep(ctx, txn) + Supply.forget(ctx, txn, cmd[3])
   forget_ids(ctx, txn, 'req:', 'past_requests', floor(ctx.clock / DAY_MS) - 2)
-  local past = Deltas.generations(cmd[5] or 30 * DAY_MS) + 1
+  local past = Streams.generations(cmd[5] or 30 * DAY_MS) + 1
   forget_ids(ctx, txn, 'evt:', 'past_events', floor(ctx.clock / EVENT_GENERATION_MS) - past)
   Log.quiet(ctx, txn)
   return pack({'OK', Log.version(ctx), expired, forgotten, ctx.clock})
