@@ -158,6 +158,8 @@ class Client(SnapshotCalls):
             except grpc.RpcError as error:
                 attempt += 1
                 failure, wait_s = self.read_error(error)
+                if failure.code == failure.reason == "CANCELLED" and not self._closed:
+                    wait_s = 0.0  # nobody here gave it up: a server that is being stopped did
                 if wait_s is None or attempt >= self.retry.attempts_max:
                     raise failure from None
                 wait_s = max(wait_s, self.backoff_s(attempt))

@@ -92,7 +92,12 @@ def test_an_error_carries_the_reason_and_facts_of_its_error_info(client: Client)
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"), [("UNAVAILABLE", "LEDGER_UNREACHABLE"), ("RESOURCE_EXHAUSTED", "OVERLOADED")]
+    ("code", "reason"),
+    [
+        ("UNAVAILABLE", "LEDGER_UNREACHABLE"),
+        ("RESOURCE_EXHAUSTED", "OVERLOADED"),
+        ("CANCELLED", ""),  # as a server that is being stopped ends a call that has just come
+    ],
 )
 def test_a_retry_keeps_the_request_id(client: Client, fake: FakeService, code: str, reason: str) -> None:
     """What may be sent again is, with the id it had."""
