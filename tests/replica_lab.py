@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+import pytest
+
 from availability.domain.formula import AvailabilityState
 from availability.domain.version import Version
 from availability.replica import Fork, Replica, ReplicaSettings
@@ -21,7 +23,13 @@ class Clock:
         return self.now
 
 
-def two_nodes() -> FakeLedger:
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger() -> FakeLedger:
     """A ledger with two nodes, a channel and two skus."""
     made = FakeLedger()
     made.set_node("a")

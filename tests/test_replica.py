@@ -12,26 +12,9 @@ from availability.domain.errors import Reason, ServiceError
 from availability.domain.formula import AvailabilityState
 from availability.replica import NodeValue, Replica
 from tests.fakes_ledger import FakeLedger
-from tests.replica_lab import (
-    UNKNOWN,
-    Clock,
-    answer,
-    catch_up,
-    drained,
-    replica_of,
-    served,
-    two_nodes,
-)
+from tests.replica_lab import UNKNOWN, Clock, answer, catch_up, clock, drained, ledger, replica_of, served
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger() -> FakeLedger:
-    return two_nodes()
+__all__ = ["clock", "ledger"]
 
 
 def test_answers_are_the_ledgers(ledger: FakeLedger, clock: Clock) -> None:

@@ -22,22 +22,15 @@ from tests.replica_lab import (
     Clock,
     answer,
     catch_up,
+    clock,
     forked,
+    ledger,
     replica_of,
     served,
-    two_nodes,
     walk_until_doubt,
 )
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger() -> FakeLedger:
-    return two_nodes()
+__all__ = ["clock", "ledger"]
 
 
 def test_a_batch_of_records_shows_as_a_whole(ledger: FakeLedger, clock: Clock) -> None:

@@ -7,25 +7,9 @@ import pytest
 from availability.domain.errors import Reason, ServiceError
 from availability.domain.formula import AvailabilityState
 from tests.fakes_ledger import FakeLedger
-from tests.replica_lab import (
-    UNKNOWN,
-    Clock,
-    answer,
-    catch_up,
-    drained,
-    served,
-    two_nodes,
-)
+from tests.replica_lab import UNKNOWN, Clock, answer, catch_up, clock, drained, ledger, served
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger() -> FakeLedger:
-    return two_nodes()
+__all__ = ["clock", "ledger"]
 
 
 def test_a_kit_is_the_least_of_its_parts(ledger: FakeLedger, clock: Clock) -> None:

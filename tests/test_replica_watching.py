@@ -10,24 +10,9 @@ from availability.domain.errors import Reason, ServiceError
 from availability.domain.formula import AvailabilityState
 from availability.domain.version import ZERO, Version
 from tests.fakes_ledger import FakeLedger
-from tests.replica_lab import (
-    UNKNOWN,
-    Clock,
-    catch_up,
-    drained,
-    served,
-    two_nodes,
-)
+from tests.replica_lab import UNKNOWN, Clock, catch_up, clock, drained, ledger, served
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger() -> FakeLedger:
-    return two_nodes()
+__all__ = ["clock", "ledger"]
 
 
 def test_a_watcher_gets_current_values_then_changes(ledger: FakeLedger, clock: Clock) -> None:
