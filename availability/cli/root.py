@@ -22,6 +22,7 @@ from availability.cli import (
     past,
     policy,
     policy_files,
+    policy_lists,
     publish,
     publish_checks,
     reads,
@@ -88,6 +89,8 @@ app.command("reserve", rich_help_panel="Checkout")(writes.reserve)
 app.command("commit", rich_help_panel="Checkout")(writes.commit)
 app.command("release", rich_help_panel="Checkout")(writes.release)
 app.command("adjust", rich_help_panel="Stock and policy")(writes.adjust)
+policy.app.command("show")(policy_lists.show)
+policy.app.command("list")(policy_lists.list_all)
 policy.app.command("export")(policy_files.export_file)
 policy.app.command("diff")(policy_files.diff_file)
 policy.app.command("import")(policy_files.import_file)
