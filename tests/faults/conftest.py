@@ -10,6 +10,7 @@ import pytest
 
 from availability.ledger.embedded import EmbeddedRedis
 from tests.faults.lab import Lab, Process, new_folder, own_redis
+from tests.faults.proxy import Proxy
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +39,17 @@ def make_lab(redis_server: EmbeddedRedis) -> Iterator[Callable[..., Lab]]:
 def lab(make_lab: Callable[..., Lab]) -> Lab:
     """A new ledger with the contract's limits."""
     return make_lab()
+
+
+@pytest.fixture
+def proxy(redis_server: EmbeddedRedis, seed: int) -> Iterator[Proxy]:
+    """A proxy before an empty Redis; it loses nothing until it is told to."""
+    redis_server.restart()
+    folder = new_folder()
+    made = Proxy(redis_server.socket, folder, seed, loss=0.0)
+    yield made
+    made.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from availability.ledger.ledger import Ledger
 from availability.service.delta_codec import pack
 from availability.v1 import stock_pb2 as stk
 from tests.faults.audit import audit
-from tests.faults.lab import Lab, deadline, delta, new_folder
+from tests.faults.lab import Lab, deadline, delta
 from tests.faults.proxy import Proxy
 from tests.faults.test_fault_redis import change_replication_id
 
@@ -26,16 +25,6 @@ LOSS = 0.4
 AHEAD = QueueSettings(group_max=8, ahead_bytes_min=1)
 """Small groups, every one of them sent ahead."""
 OK = {stk.DELTA_RESULT_APPLIED, stk.DELTA_RESULT_DUPLICATE}
-
-
-@pytest.fixture
-def proxy(redis_server: EmbeddedRedis, seed: int) -> Iterator[Proxy]:
-    redis_server.restart()
-    folder = new_folder()
-    made = Proxy(redis_server.socket, folder, seed, loss=0.0)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

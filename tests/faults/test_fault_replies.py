@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import random
-import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
 import pytest
 
 from availability.ledger import calls
-from availability.ledger.embedded import EmbeddedRedis
 from availability.ledger.record import Kind
 from availability.v1 import reservation_pb2 as res
 from availability.v1 import stock_pb2 as stk
 from tests.faults.audit import Dump, audit, check_ends, entries, positions_of
-from tests.faults.lab import BASE, Lab, Process, delta, new_folder, poll
+from tests.faults.lab import BASE, Lab, Process, delta, poll
 from tests.faults.proxy import Proxy
 from tests.model import Policy
 from tests.wire import Service, refusal_of, reserve_request
@@ -28,16 +26,6 @@ ROUNDS = 15
 ROUNDS_FULL = 500
 STORM = 300
 STORM_FULL = 5_000
-
-
-@pytest.fixture
-def proxy(redis_server: EmbeddedRedis, seed: int) -> Iterator[Proxy]:
-    redis_server.restart()
-    folder = new_folder()
-    made = Proxy(redis_server.socket, folder, seed, loss=0.0)
-    yield made
-    made.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.timeout(1_800)
