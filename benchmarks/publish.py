@@ -33,12 +33,14 @@ from benchmarks.common import (
     Row,
     Server,
     Size,
+    in_turns,
     open_ledger,
     quantile,
     receipt,
     say,
     service,
     sku,
+    spread,
 )
 from benchmarks.common import send as send_deltas
 from publisher.status import statuses
@@ -63,6 +65,9 @@ CPU_TARGET = 0.10
 CATALOGUE_TIMES = 10
 CATALOGUE_TARGET = 1.25
 """On a machine that others use too, the same processor time is told as up to so much more."""
+PRODUCTS_AGE_S = 86_400.0
+"""The shop has had its products for so long: what was made a moment ago is read once more as changed, all of it, by the
+first look for changes a minute after the start."""
 MEMORY_TARGET = 1.25
 BURST_FACTOR = 0.5
 """The burst's shop takes half the time of a real one: 20,000 skus take minutes enough."""
@@ -136,19 +141,9 @@ def run(size: Size) -> list[Row]:
         capacity = plain_rate(one, seconds=15.0)
         rows += pace(one, 300 if quick else 1_500, capacity)
         rows += lag(one, 10.0 if quick else 60.0, BELOW * capacity)
-        small = cost(one, 500 if quick else 2_000)
-    with bench(2_000 * CATALOGUE_TIMES) as ten:
-        large = cost(ten, 500 if quick else 2_000)
-        rows.append(
-            Row(
-                measure=f"publish: processor a change, {CATALOGUE_TIMES} × the catalogue",
-                figure=f"{small * 1e6:.0f} → {large * 1e6:.0f} µs",
-                ratio=large / small,
-                target=f"≤ {CATALOGUE_TARGET}",
-                met=large / small <= CATALOGUE_TARGET,
-            )
-        )
-        rows += burst(ten, 1_000 if quick else 20_000)
+        with bench(2_000 * CATALOGUE_TIMES) as ten:
+            rows += catalogue(one, ten, 1_000 if quick else 2_000, size.blocks)
+            rows += burst(ten, 1_000 if quick else 20_000)
     return rows
 
 
@@ -218,16 +213,38 @@ def lag(one: Bench, seconds: float, rate: float) -> list[Row]:
     ]
 
 
+def catalogue(one: Bench, ten: Bench, changes: int, blocks: int) -> list[Row]:
+    """Compare the processor time of a change at two sizes of the catalogue, in turns; the first turn does not count.
+
+    The shop answers at once. What the publisher does beside its writes in that time counts, as it does in operation.
+    """
+    costs = in_turns(
+        blocks, {"1 ×": lambda: cost(one, changes), f"{CATALOGUE_TIMES} ×": lambda: cost(ten, changes)}
+    )
+    small, large = costs["1 ×"], costs[f"{CATALOGUE_TIMES} ×"]
+    ratio = large.over(small)
+    for name, found in costs.items():
+        say(
+            f"  {name} the catalogue: {', '.join(f'{value * 1e6:.0f}' for value in found.values)} µs a change"
+        )
+    return [
+        Row(
+            measure=f"publish: processor a change, {CATALOGUE_TIMES} × the catalogue",
+            figure=f"{small.median * 1e6:.0f} → {large.median * 1e6:.0f} µs; ratio {spread(ratio)}",
+            ratio=ratio[0],
+            target=f"≤ {CATALOGUE_TARGET}",
+            met=ratio[0] <= CATALOGUE_TARGET,
+        )
+    ]
+
+
 def cost(one: Bench, changes: int) -> float:
-    """Return the publisher's processor time for a change, at a shop that answers at once."""
+    """Return the publisher's processor time for a change, in seconds, at a shop that answers at once."""
     one.front.machine.latency = Latency(factor=0.1)
-    costs = []
-    for _ in range(3):
-        meter = Meter([one.pid])
-        one.await_shown(one.change([sku(number) for number in range(changes)]))
-        used, _ = meter.used()
-        costs.append(used[0] / changes)
-    return statistics.median(costs)
+    meter = Meter([one.pid])
+    one.await_shown(one.change([sku(number) for number in range(changes)]))
+    used, _ = meter.used()
+    return used[0] / changes
 
 
 def burst(one: Bench, changes: int) -> list[Row]:
@@ -331,9 +348,10 @@ def memory_bytes(pid: int) -> int:
 @contextlib.contextmanager
 def bench(skus: int) -> Iterator[Bench]:
     """Run shop, service and publisher with so many skus, in step with each other."""
-    shop = Shop(clock=time.time, keys={KEY: ApiKey(secret=SECRET)})
+    shop = Shop(clock=lambda: time.time() - PRODUCTS_AGE_S, keys={KEY: ApiKey(secret=SECRET)})
     for number in range(skus):
         shop.add(sku(number), UNITS)
+    shop.clock = time.time
     watcher = Watcher()
     shop.listeners.append(watcher)
     with service() as server, serve(shop, latency=AT_ONCE) as front, tempfile.TemporaryDirectory() as folder:

@@ -61,7 +61,7 @@ class ZeroGuard:
     @property
     def on_sale(self) -> int:
         """Return of how many skus the shop was last seen to have some, those set to 0 within the window included."""
-        return len(self._selling.union(sku for _, sku in self._zeroed))
+        return len(self._selling) + len({sku for _, sku in self._zeroed} - self._selling)
 
     @property
     def limit(self) -> int:
@@ -100,6 +100,9 @@ class ZeroGuard:
         if self._counted_at is None or now - self._counted_at >= LOOK_S:
             self._foreseen = self._selling.intersection(self.waiting())
             self._counted_at = now
+        sure = max(self._least, len(self._selling) * self._percent // 100)
+        if len(self._zeroed) + len(self.held) + len(self._foreseen) < sure:
+            return False  # even if none of them were the same: the sets below cost as much as they are long
         limit = self.limit
         if max(len(self._foreseen), len(self.held)) > limit:
             return True

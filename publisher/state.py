@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from availability.history.database import reading, upsert, writing
-from availability.history.shop_tables import shop_skus, shops
+from availability.history.shop_tables import TO_DO, shop_skus, shops
 from publisher import statements
 from publisher.storefront import Listing, StockStatus
 
@@ -258,7 +258,7 @@ class State:
 
     def asked(self) -> list[Kept]:
         """Return what operators asked for and has not begun."""
-        return self._rows(shop_skus.c.asked)
+        return self._rows(sa.and_(TO_DO, shop_skus.c.asked))
 
     def open_rows(self) -> list[Kept]:
         """Return what has yet to be written, or was under way."""

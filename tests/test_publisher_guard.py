@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,55 @@ def test_the_ends_of_the_percentage(percent: int) -> None:
     """0 % holds each, 100 % none."""
     guard = guard_of(Clock(), percent=percent, least=0)
     assert [guard.holds(f"S{number}", 0, 7) for number in range(100)] == [percent == 0] * 100
+
+
+def test_one_zero_costs_the_same_in_a_large_shop() -> None:
+    """Neither counting what is on sale nor letting one zero go makes anything as large as the catalogue."""
+    guard = guard_of(Clock(), 50_000)
+    tracemalloc.start()
+    try:
+        assert guard.on_sale == 50_000
+        assert not guard.holds("S1", 0, 7)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 50_000, "a set of all skus is 2 MB"
+
+
+def test_the_guard_decides_as_plain_counting_does() -> None:
+    """Random numbers, restocks and times: held is what goes beyond the share of all that was on sale in the window."""
+    for seed in range(50):
+        rng, clock = random.Random(seed), Clock()
+        waiting: list[str] = []
+        guard = guard_of(clock, 40, waiting=waiting)
+        selling = {f"S{number}" for number in range(40)}
+        zeroed: list[tuple[float, str]] = []
+        held: set[str] = set()
+        for _ in range(120):
+            clock.now += rng.choice((1.0, 1.0, 1.0, WINDOW_S / 6))
+            sku = f"S{rng.randrange(40)}"
+            zeroed = [(at, one) for at, one in zeroed if clock.now - at <= WINDOW_S]
+            waiting[:] = rng.sample(sorted(selling), k=min(len(selling), rng.choice((0, 0, 0, 4))))
+            if rng.random() < 0.3:
+                guard.saw(sku, 5)
+                selling.add(sku)
+            shown = rng.choice((0, 7, None))
+            available = shown > 0 if shown is not None else sku in selling
+            limit = max(5, len(selling | {one for _, one in zeroed}) * 20 // 100)
+            foreseen = selling & set(waiting)
+            beyond = max(len(foreseen), len(held)) > limit
+            beyond |= len({one for _, one in zeroed} | held | foreseen | {sku}) > limit
+            wanted = available and beyond
+            assert guard.holds(sku, 0, shown) is wanted, f"seed {seed}"
+            if wanted:
+                held.add(sku)
+                continue
+            held.discard(sku)
+            if available:
+                zeroed.append((clock.now, sku))
+                guard.saw(sku, 0)
+                selling.discard(sku)
+            assert guard.on_sale == len(selling | {one for _, one in zeroed}), f"seed {seed}"
 
 
 def test_a_number_that_comes_back_is_held_no_more() -> None:

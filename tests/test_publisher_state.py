@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import Engine
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
 
 from availability.history.database import open_database
 from publisher.letters import Letter, Letters
@@ -173,6 +174,32 @@ def test_the_catalogue_is_kept(engine: Engine) -> None:
     shop = state.shop()
     assert shop is not None
     assert shop.catalogue_at == 20.0
+
+
+def test_what_operators_asked_for_is_found_without_a_look_at_every_sku(tmp_path: Path) -> None:
+    """It is asked for once a second: by the index of what is open, whatever the size of the catalogue."""
+    engine = open_database("", tmp_path)
+    plans: list[str] = []
+
+    def explain(
+        connection: Connection, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object
+    ) -> None:
+        if statement.startswith("SELECT"):
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            plans.extend(str(row[3]) for row in rows)
+
+    try:
+        state = owned(engine)
+        state.heard([change("a", 5, "1-1"), change("b", 5, "1-1")], "1-1", 1_000.0)
+        settled = [Settled(sku=sku, sent=5, acked=5, version="1-1", pending=False) for sku in "ab"]
+        state.settle(settled, 1_000.0)
+        assert state.asked() == []
+        state.ask(["b"])
+        sa.event.listen(engine, "before_cursor_execute", explain)
+        assert [row.sku for row in state.asked()] == ["b"]
+    finally:
+        engine.dispose()
+    assert any("USING INDEX shop_skus_open" in plan for plan in plans), plans
 
 
 def test_status_tells_what_waits(engine: Engine) -> None:

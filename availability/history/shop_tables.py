@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from availability.history.tables import Name, metadata
 
-__all__ = ["metadata", "shop_approvals", "shop_letters", "shop_listings", "shop_skus", "shops"]
+__all__ = ["TO_DO", "metadata", "shop_approvals", "shop_letters", "shop_listings", "shop_skus", "shops"]
 
 shop_skus = sa.Table(
     "shop_skus",
@@ -39,13 +39,15 @@ shop last acknowledged, null: nothing yet; ``shown``: what it last showed when r
 be written; ``asked``: an operator asked for another write. ``sending``: under way right now, since when, by which
 process. ``wanted_since``: when the oldest change was heard that the shop does not show yet."""
 
-_open = shop_skus.c
+TO_DO = sa.text("(pending OR asked)")
+"""What the index ``shop_skus_open`` holds, in its own words: SQLite uses it for a query that says the same in the same
+words, and otherwise looks at every row of the channel."""
 sa.Index(
     "shop_skus_open",
-    _open.channel,
-    _open.sku,
-    postgresql_where=sa.or_(_open.pending, _open.asked),
-    sqlite_where=sa.or_(_open.pending, _open.asked),
+    shop_skus.c.channel,
+    shop_skus.c.sku,
+    postgresql_where=TO_DO,
+    sqlite_where=TO_DO,
 )
 
 shops = sa.Table(
