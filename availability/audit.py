@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from availability.client import Client
 from availability.domain.limits import ID_BYTES_MAX
 from availability.domain.snapshots import CORRECTION_SOURCE
+from availability.v1 import reservation_pb2 as res
 from availability.v1 import stock_pb2 as stk
 
 BROKEN_KINDS = frozenset(
@@ -79,7 +80,7 @@ def _place(one: stk.AuditFinding) -> tuple[int, str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freed:
-    """What became of one release: ``units`` that were held, 0 where there was nothing to free any more."""
+    """What became of one release: ``units`` that were held or committed, 0 where there was nothing to free any more."""
 
     what: str
     units: int
@@ -105,7 +106,7 @@ def release_order(
     if len(reason.encode()) > ID_BYTES_MAX:
         raise ReleaseRefused(f"the reason of an order's release has at most {ID_BYTES_MAX} bytes")
     known = client.get_order(order_source, order_ref)
-    units = sum(node.committed for line in known.lines for node in line.nodes)
+    units = sum(node.committed for line in known.lines for node in line.nodes) + _held(client, known)
     name = f"order {order_ref} of {order_source}"
     if not units:
         return Freed(what=name, units=0)
@@ -122,6 +123,19 @@ def release_order(
     if answer.results[0] not in (stk.DELTA_RESULT_APPLIED, stk.DELTA_RESULT_DUPLICATE):
         raise ReleaseRefused(f"{name}: {_why(answer.details)}")
     return Freed(what=name, units=units, version=answer.version)
+
+
+def _held(client: Client, known: stk.GetOrderResponse) -> int:
+    """Return the units of an order's holds, which its cancel releases. What is allocated counts as committed."""
+    allocated = {line.sku for line in known.lines if any(node.HasField("allocated") for node in line.nodes)}
+    holds = [client.get_reservation(reservation_id) for reservation_id in known.holds]
+    return sum(
+        line.quantity
+        for hold in holds
+        if hold.state == res.RESERVATION_STATE_ACTIVE
+        for line in hold.lines
+        if line.sku not in allocated
+    )
 
 
 class ReleaseRefused(Exception):

@@ -173,7 +173,7 @@ class PublisherDesk:
         return OrderBook(self.engine, channel)
 
     def retell(self, channel: str, order_id: int, environment: Mapping[str, str] | None = None) -> str:
-        """Read one order and tell the ledger all of it again; return why a word was refused, '' for none.
+        """Read one order and tell the ledger all of it again; return why nothing or a word was not taken, '' for none.
 
         Raises SettingsRefused, ShopFailure, ClientError.
         """
@@ -200,7 +200,12 @@ class PublisherDesk:
                 await woo.close()
 
         asyncio.run(tell())
-        return self.orders(channel).refused(REFUSED_MAX).get(order_id, "")
+        book = self.orders(channel)
+        if not book.told([order_id]):
+            return (
+                "nothing was told: the shop does not have it, or it never counted (not paid, finished before)"
+            )
+        return book.refused(REFUSED_MAX).get(order_id, "")
 
     def run(
         self,

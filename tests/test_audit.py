@@ -19,6 +19,7 @@ from availability.ledger.snapshots import SnapshotLedger
 from availability.service.audit_handlers import AuditHandlers
 from availability.service.auth import Principal
 from availability.service.context import CallContext
+from availability.v1 import reservation_pb2 as res
 from availability.v1 import stock_pb2 as stk
 from tests.conftest import Server, serving
 from tests.faults.lab import BASE, Lab, deadline, delta, own_lab
@@ -179,6 +180,17 @@ def test_a_hold_is_released_with_a_reason(client: Client, alone: Server) -> None
         release_hold(client, held, "again")
     body: ReleasedBody = bodies_of(alone, Kind.RELEASED)[-1]
     assert (body.reservation_id, body.reason) == (held, "the browser is gone")
+
+
+def test_a_hold_that_carries_an_order_goes_with_the_order(client: Client) -> None:
+    """Nothing is committed yet, and still there is something to free: the cancel releases the hold."""
+    sell(client, "o-5")
+    held = client.reserve("web", {"o-5": 3}, hold_s=3_600, order_ref="held").reservation.reservation_id
+    freed = release_order(client, "web", "held", "fraud", author="anna", event_id="release held")
+    assert (freed.units, freed.what) == (3, "order held of web")
+    assert client.get_reservation(held).state == res.RESERVATION_STATE_RELEASED
+    assert client.get("web", "o-5", min_version=freed.version).sellable_quantity == 3
+    assert release_order(client, "web", "held", "fraud", author="anna", event_id="release held").units == 0
 
 
 def test_exit_codes_are_for_alerts(alone: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:

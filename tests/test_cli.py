@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from availability.cli.explain import sum_problem
+from availability.cli.explain import draw, sum_problem
 from availability.cli.options import parse_duration_s, parse_lines
 from availability.cli.root import run
+from availability.client import Client
 from availability.demo.books import Buffer, Channel
 from availability.v1 import availability_pb2 as av
-from tests.conftest import Server
+from tests.conftest import Names, Server
 from tests.fake_service import FakeService, serving
 
 HELP_CPU_S_MAX = 0.7
@@ -83,6 +87,13 @@ def cli(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
             "error: /nonexistent/token: No such",
         ),
         (["token", "create", "x", "--file", "t.json", "--scope", "root"], 2, "usage: no scope 'root'"),
+        (
+            ["token", "list", "--file", "/nonexistent/t.json"],
+            2,
+            "usage: /nonexistent/t.json: there is no such",
+        ),
+        (["policy", "diff", "/nonexistent/p.toml"], 2, "usage: /nonexistent/p.toml: No such file"),
+        (["policy", "diff", sys.executable], 2, f"usage: {sys.executable}: it is no UTF-8 text"),
     ],
 )
 def test_an_error_is_one_line_with_its_exit_code(
@@ -145,6 +156,33 @@ def test_explain_shows_a_sum_that_adds_up(capsys: pytest.CaptureFixture[str]) ->
     assert re.search(r"  pool +15 +15 \+ 0", out)
     assert re.search(r"− buffer +2 +10 % \(channel\)", out)
     assert re.search(r"= sellable +13 +IN_STOCK", out)
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_explain_fits_a_narrow_terminal(width: int) -> None:
+    """No name or number is broken over two lines: nodes stand beside each other instead, and remarks below."""
+    with Client(os.environ["AVAIL_TARGET"]) as client:
+        answer = client.explain("web", "A")
+    screen = Console(width=width, file=StringIO(), highlight=False)
+    draw(answer, screen)
+    assert isinstance(screen.file, StringIO)
+    lines = screen.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(line.rstrip() for line in lines)
+    assert re.search(r"^ +east +west$", text, re.MULTILINE), text
+    assert re.search(r"^ − safety_stock +0 +0$", text, re.MULTILINE), text
+    assert re.search(r"^ = give +18 +10$", text, re.MULTILINE), text
+    assert " west: not counted: OFFLINE" in text
+
+
+def test_a_watch_ends_when_nobody_reads_it_any_more(server: Server, names: Names) -> None:
+    """`watch | head -1` is not left waiting for a change that may come tomorrow."""
+    command = [sys.executable, "-m", "availability", "watch", names.sku(), "--channel", names.channel()]
+    with subprocess.Popen([*command, "--target", server.grpc], stdout=subprocess.PIPE) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline()
+        watching.stdout.close()
+        assert watching.wait(timeout=20) == 0
 
 
 def test_explain_says_when_terms_do_not_add_up() -> None:

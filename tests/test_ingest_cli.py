@@ -46,6 +46,29 @@ def cli(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+def test_a_database_without_runs_is_not_told_as_one_without_letters(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped --database must not look like a quiet night."""
+    assert cli(capsys, "letters", "list")[1] == f"nothing has run yet with {folder / 'ingest.db'}\n"
+
+
+def test_a_file_of_another_kind_is_refused_in_words_for_people(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What came of it stands on one line, however narrow nobody's terminal is."""
+    (folder / "drop" / "picture.csv").write_bytes(b"\x89PNG\r\x1a\x00\xff\xfe no table at all\n")
+    (folder / "drop" / "macintosh.csv").write_text("type,sku\rnode,quantity\r", newline="")
+    code, out, _ = cli(capsys, "run", "--once")
+    assert code == 0
+    lines = [one.partition(": ")[2] for one in out.splitlines()]
+    why = "REFUSED: the line with the column names"
+    assert sorted(one.removesuffix("; 1 wait") for one in lines) == [
+        f"macintosh.csv: {why} cannot be read: new-line character seen in unquoted field",
+        f"picture.csv: {why} is not utf-8",
+    ]
+
+
 def test_a_letter_is_replayed_once_after_the_mapping_was_mended(
     folder: Path, server: Server, names: Names, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +116,7 @@ def test_check_shows_effects_and_sends_nothing(
 
 def test_golden_samples_are_proved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They hold, and a changed expectation does not."""
-    assert cli(capsys, "test") == (0, "1 samples, 0 differences\n", "")
+    assert cli(capsys, "test") == (0, "1 sample, 0 differences\n", "")
     sample = folder / "sample.jsonl"
     sample.write_text(sample.read_text().replace('"quantity": 3', '"quantity": 4'))
     code, _, err = cli(capsys, "test")

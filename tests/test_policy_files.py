@@ -137,9 +137,9 @@ def test_one_refused_entry_stops_no_other(
     code, told = cli(capsys, "policy", "import", str(file), "--reason", "test")
     assert code == 3
     assert "REFUSED FENCE_OVER_POOL" in told
-    assert "1 changes made, 1 refused, 0 left" in told
+    assert "1 change made, 1 refused, 0 left" in told
     code, told = cli(capsys, "policy", "diff", str(file))
-    assert told.startswith("+ ring_fences web s1\n    units: (none) → 1000000\n1 differences")
+    assert told.startswith("+ ring_fences web s1\n    units: (none) → 1000000\n1 difference\n")
 
 
 def test_an_import_never_overwrites_what_it_has_not_seen(
@@ -165,7 +165,7 @@ def test_an_import_never_overwrites_what_it_has_not_seen(
     assert code == 3
     assert "REFUSED ETAG_MISMATCH" in told
     code, told = cli(capsys, "policy", "import", str(file), "--reason", "test")
-    assert (code, "1 changes made" in told) == (0, True), told
+    assert (code, "1 change made" in told) == (0, True), told
 
 
 @pytest.mark.parametrize(

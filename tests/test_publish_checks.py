@@ -152,6 +152,14 @@ def test_a_sale_of_the_shop_is_the_ledgers_order(scene: Scene, capsys: pytest.Ca
     code, said = publish(scene, capsys, "orders", scene.channel, "--json")
     assert code == 0
     assert json.loads(said)["orders"] == 1
+    capsys.readouterr()
+    assert run(["publish", "orders", scene.channel, "--retell", str(order.id), *options(scene.folder)]) == 0
+    told_to = capsys.readouterr()
+    assert told_to.out == f"order {order.id} was told\n"
+    assert "unencrypted" in told_to.err, "logs are no answers: they go to stderr"
+    code, said = publish(scene, capsys, "orders", scene.channel, "--retell", "987654")
+    assert code == 3
+    assert "REFUSED: order 987654: nothing was told: the shop does not have it" in said, said
 
 
 def test_a_kit_that_the_shop_sells_is_its_parts_in_the_ledger(scene: Scene) -> None:

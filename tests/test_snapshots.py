@@ -272,10 +272,20 @@ def test_the_command_line_takes_a_snapshot(
     rows.write_text(f"sku,node,on_hand\n{sku},{node},9\n{sku},{node},ten\n")
     assert run(["snapshot", "send", name, str(rows), *at]) == 1
     assert "line 3: 'ten' is no whole number" in capsys.readouterr().err
+    for wrong, said in (
+        (b"\x9e\xff", "is no UTF-8 text"),
+        (b"x" * 200_000, "is no CSV file: field larger than"),
+    ):
+        rows.write_bytes(wrong)
+        assert run(["snapshot", "send", name, str(rows), *at]) == 1
+        assert f"INVALID_FILE: rows.csv {said}" in capsys.readouterr().err
+    rows.write_text(f"sku,node\n{sku},{node}\n")
+    assert run(["snapshot", "send", name, str(rows), *at]) == 1
+    assert "no column on_hand: use sku,node,on_hand or order_ref," in capsys.readouterr().err
     rows.write_text(f"sku,node,on_hand\n{sku},{node},9\n")
     for _ in range(2):
         assert run(["snapshot", "send", name, str(rows), *at]) == 0
-        assert capsys.readouterr().out == "KEPT: 1 rows\n"
+        assert capsys.readouterr().out == "KEPT: 1 row\n"
     assert run(["snapshot", "end", name, "--rows", "2", *at]) == 3
     assert "SNAPSHOT_INCOMPLETE" in capsys.readouterr().err
     assert run(["snapshot", "end", name, "--rows", "1", *at]) == 0

@@ -17,7 +17,7 @@ from availability.cli.options import (
     connect,
     parse_duration_s,
 )
-from availability.cli.output import console, plain, print_json, table, word
+from availability.cli.output import console, counted, plain, print_json, table, word
 
 if TYPE_CHECKING:
     from availability.v1 import stock_pb2 as stk
@@ -97,7 +97,7 @@ def release(
         print_json({"what": freed.what, "units": freed.units, "version": freed.version})
     else:
         done = "FREED" if freed.units else "NOTHING TO FREE"
-        print(f"{done}: {freed.what}, {freed.units} units")
+        print(f"{done}: {freed.what}, {counted(freed.units, 'unit')}")
     if not freed.units:
         raise typer.Exit(EXIT_REFUSED)
 

@@ -10,7 +10,7 @@ import typer
 from availability.cli.errors import EXIT_BROKEN, CommandError, usage
 from availability.cli.historian import Config, DataDir, settings_of
 from availability.cli.options import AsJson
-from availability.cli.output import console, print_json, table
+from availability.cli.output import console, counted, print_json, table
 
 
 def verify_chain(
@@ -62,7 +62,7 @@ def verify_chain(
     else:
         sealed = "sealed with the key" if proof.keyed else "sealed without a key: against accidents only"
         screen.print(
-            f"{proof.records:,} records of {proof.days} days, {proof.sealed_days} of them {sealed}",
+            f"{counted(proof.records, 'record')} of {counted(proof.days, 'day')}, {proof.sealed_days} of them {sealed}",
             markup=False,
         )
         if proof.findings:

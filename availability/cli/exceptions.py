@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
-from availability.cli.output import console, plain, print_json, table, word
+from availability.cli.output import console, plain, print_json, table, while_somebody_reads, word
 
 if TYPE_CHECKING:
     from availability.v1 import exception_pb2 as exc
@@ -167,7 +167,7 @@ def watch(
     from availability.v1 import exception_pb2 as exc
 
     screen = console()
-    with connect(target, token_file, tls_ca) as client:
+    with connect(target, token_file, tls_ca) as client, while_somebody_reads():
         try:
             stream = client.watch_exceptions(categories=_numbers(categories), resume_version=resume_version)
             for message in stream:
@@ -175,7 +175,7 @@ def watch(
                     if as_json:
                         print(json.dumps(plain(one), ensure_ascii=False), flush=True)
                     else:
-                        screen.print(_line(exc, one))
+                        screen.print(_line(exc, one), soft_wrap=True)
         except KeyboardInterrupt:
             return
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,6 +14,9 @@ from availability.cli.output import table, word
 from availability.v1 import availability_pb2 as av
 
 LISTED_MAX = 12
+COLUMN_GAP = 3
+REMARKS_WIDTH = 24
+"""Least room for remarks beside the numbers of a node."""
 NUMBERS = (
     "on_hand",
     "− quarantined",
@@ -34,7 +38,7 @@ def draw(answer: av.ExplainAvailabilityResponse, console: Console) -> None:
         console.print(_components(terms))
         console.print(_least(terms, state))
     else:
-        console.print(_nodes(terms))
+        _print_nodes(terms, console)
         console.print(_sum(terms, state))
     _list(console, "ring-fences", ("channel", "left", "to be left here", "set at"), _fences(terms))
     _list(console, "held by", ("reservation", "node", "units"), _holds(terms))
@@ -90,8 +94,42 @@ def _difference(terms: av.AvailabilityTerms) -> int:
     return terms.pool - terms.buffer - terms.fenced + terms.oversell_limit
 
 
-def _nodes(terms: av.AvailabilityTerms) -> Table:
-    rows = table("node", *NUMBERS, "", right=NUMBERS)
+def _print_nodes(terms: av.AvailabilityTerms, console: Console) -> None:
+    """Print a row a node; where the terminal is too narrow for that, a column a node, as many as fit."""
+    lines = list(_nodes(terms))
+    wide = table("node", *NUMBERS, "", right=NUMBERS)
+    for name, numbers, remark, style in lines:
+        wide.add_row(escape(name), *numbers, escape(remark), style=style)
+    remarks_width = REMARKS_WIDTH if any(remark for _, _, remark, _ in lines) else 0
+    cells = [
+        max(map(cell_len, column))
+        for column in zip(NUMBERS, *(numbers for _, numbers, _, _ in lines), strict=True)
+    ]
+    names_width = max((cell_len(name) for name, _, _, _ in lines), default=0)
+    if names_width + sum(cells) + COLUMN_GAP * (len(NUMBERS) + 2) + remarks_width <= console.width:
+        console.print(wide)
+        return
+    while lines:
+        used, count = max(map(cell_len, NUMBERS)) + COLUMN_GAP, 0
+        for name, numbers, _, _ in lines:
+            used += max(cell_len(name), *map(cell_len, numbers)) + COLUMN_GAP
+            if used > console.width and count:
+                break
+            count += 1
+        some, lines = lines[:count], lines[count:]
+        turned = table("", *(escape(name) for name, _, _, _ in some))
+        for column in turned.columns[1:]:
+            column.justify = "right"
+        for place, number in enumerate(NUMBERS):
+            turned.add_row(number, *(numbers[place] for _, numbers, _, _ in some))
+        console.print(turned)
+        for name, _, remark, _ in some:
+            if remark:
+                console.print(f" {name}: {remark}", markup=False)
+
+
+def _nodes(terms: av.AvailabilityTerms) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
+    """Yield name, numbers, remark and style of each node."""
     for node in terms.nodes:
         quarantined = sorted(node.quarantined_by_reason.items())
         remarks = [f"not counted: {node.not_counted_reason}"] if not node.counted else []
@@ -111,8 +149,7 @@ def _nodes(terms: av.AvailabilityTerms) -> Table:
             contribution(node),
         )
         style = "" if node.counted else "bright_black"
-        rows.add_row(escape(node.node), *map(str, numbers), escape("; ".join(remarks)), style=style)
-    return rows
+        yield node.node, tuple(map(str, numbers)), "; ".join(remarks), style
 
 
 def _sum(terms: av.AvailabilityTerms, state: str) -> Table:
@@ -202,4 +239,5 @@ def _feeds(terms: av.AvailabilityTerms) -> Iterable[Sequence[str]]:
 
 def _streams(terms: av.AvailabilityTerms) -> Iterable[Sequence[str]]:
     for one in terms.streams:
-        yield one.source, one.stream, str(one.last_sequence), f"{one.age_ms / 1000:.1f} s ago"
+        number = str(one.last_sequence) if one.last_sequence else ""  # events have names, no numbers
+        yield one.source, one.stream, number, f"{one.age_ms / 1000:.1f} s ago"

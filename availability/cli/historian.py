@@ -72,6 +72,7 @@ def status(
 ) -> None:
     """Say how far the history reaches, day by day, and what is missing in it."""
     from availability.history.app import history_engine
+    from availability.history.database import SQLITE_FILE
     from availability.history.overview import overview
 
     settings = settings_of(config, data_dir)
@@ -85,7 +86,14 @@ def status(
         return
     screen = console()
     if found.place is None:
-        screen.print("nothing is written yet: start `availability historian run`")
+        where = "the database of history.database_url"
+        if not settings.history.database_url.get_secret_value():
+            where = str(settings.data_dir / SQLITE_FILE)
+        screen.print(
+            f"nothing is written yet in {where}: start `availability historian run`",
+            markup=False,
+            soft_wrap=True,
+        )
         return
     screen.print(f"written up to [bold]{found.place}[/] ({found.clock})")
     rows = table("day", "records", "first", "last", "state", "seal", right=("records",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from availability.cli.errors import EXIT_REFUSED, CommandError, usage
-from availability.cli.observe import LogFormat, LogLevel, MetricsListen, observed
+from availability.cli.observe import LogFormat, LogLevel, MetricsListen, logged, observed
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
-from availability.cli.output import console, print_json, table
+from availability.cli.output import console, counted, print_json, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from availability.v1 import stock_pb2 as stk
     from ingest.app import IngestDesk
     from ingest.letters import KeptLetter
@@ -45,12 +47,14 @@ DEFAULT_SOURCES = Path("sources")
 DEFAULT_DATABASE = "ingest.db"
 
 
+@contextmanager
 def _desk(
     sources: Path, database: str, target: str, token_file: Path | None, tls_ca: Path | None
-) -> AbstractContextManager[IngestDesk]:
+) -> Iterator[IngestDesk]:
     from ingest.app import desk
 
-    return desk(sources, database, connect(target, token_file, tls_ca))
+    with logged(), desk(sources, database, connect(target, token_file, tls_ca)) as opened:
+        yield opened
 
 
 @app.command()
@@ -96,13 +100,16 @@ def run(
             said=said,
         )
 
+    def told(line: str) -> None:
+        bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     with ExitStack() as stack:
         desk = stack.enter_context(_desk(sources, database, target, token_file, tls_ca))
         stack.enter_context(observed(metrics, desk.metrics.registry, log_format, log_level))
         stack.enter_context(bar)
         if http:
-            bar.console.print(f"webhooks at {stack.enter_context(desk.doors(http))}/events/SOURCE")
-        desk.run(once=once, stopped=stop.is_set, watch=watch, told=bar.console.print)
+            told(f"webhooks at {stack.enter_context(desk.doors(http))}/events/SOURCE")
+        desk.run(once=once, stopped=stop.is_set, watch=watch, told=told)
 
 
 @app.command()
@@ -156,7 +163,8 @@ def check(
     for (kind, node), count in sorted(effects.movements.items()):
         rows.add_row(kind, node, f"{count:,}", f"{effects.units[kind, node]:,}")
     out.print(rows)
-    out.print(f"{effects.rows:,} rows, {len(effects.skus):,} skus, {effects.ignored:,} ignored by their code")
+    what = f"{counted(effects.rows, 'row')}, {counted(len(effects.skus), 'sku')}"
+    out.print(f"{what}, {effects.ignored:,} ignored by their code")
     if effects.refusals:
         refused = table("category", "reason", "rows", "line", "what is wrong", right=("rows", "line"))
         for key, count in effects.refusals.most_common():
@@ -180,7 +188,7 @@ def prove_samples(sources: Sources = DEFAULT_SOURCES) -> None:
                 problems += [f"{name}: {problem}" for problem in prove(desk.pipeline(name), sample, sources)]
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{count} samples, {len(problems)} differences")
+    print(f"{counted(count, 'sample')}, {counted(len(problems), 'difference')}")
     if problems:
         raise typer.Exit(EXIT_REFUSED)
 
@@ -229,6 +237,7 @@ def letters_list(
     """List dead letters, the oldest first."""
     with _dry(sources, database) as desk:
         found = desk.letters.find(source=source, category=category, run_id=run, state=state, limit=limit)
+        nothing = "no dead letters" if found or desk.runs(1) else f"nothing has run yet with {database}"
     if as_json:
         print_json([_plain(letter) for letter in found])
         return
@@ -254,7 +263,10 @@ def letters_list(
             letter.message,
             f"{letter.count}×",
         )
-    console().print(rows if found else "no dead letters")
+    if found:
+        console().print(rows)
+    else:
+        print(nothing)
 
 
 @letters_app.command("show")

@@ -58,21 +58,30 @@ def set_up_logs(log_format: str, log_level: str) -> None:
 
 
 @contextmanager
-def observed(metrics: str, registry: CollectorRegistry, log_format: str, log_level: str) -> Iterator[None]:
-    """Set logs up and serve a registry meanwhile. A wrong value ends the command with one line."""
-    from availability.telemetry import start_metrics_listener
-
+def logged(log_format: str = "", log_level: str = "WARNING") -> Iterator[None]:
+    """Send logs to stderr meanwhile: stdout is for what a command answers."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     set_up_logs(log_format, log_level)
     try:
-        stop = start_metrics_listener(metrics, registry)
-    except (OSError, ValueError) as error:
-        raise usage(f"metrics cannot be served at {metrics!r}: {error}") from None
-    try:
         yield
     finally:
-        if stop is not None:
-            stop()
         root.handlers[:] = before[0]
         root.setLevel(before[1])
+
+
+@contextmanager
+def observed(metrics: str, registry: CollectorRegistry, log_format: str, log_level: str) -> Iterator[None]:
+    """Set logs up and serve a registry meanwhile. A wrong value ends the command with one line."""
+    from availability.telemetry import start_metrics_listener
+
+    with logged(log_format, log_level):
+        try:
+            stop = start_metrics_listener(metrics, registry)
+        except (OSError, ValueError) as error:
+            raise usage(f"metrics cannot be served at {metrics!r}: {error}") from None
+        try:
+            yield
+        finally:
+            if stop is not None:
+                stop()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import json
+import os
+import select
+import stat
 import sys
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +20,40 @@ if TYPE_CHECKING:
 
 WIDTH_PIPED = 160
 """Columns of a table that no terminal limits."""
+READER_LOOK_MS = 200
+
+
+@contextlib.contextmanager
+def while_somebody_reads() -> Iterator[None]:
+    """End what waits for news as Ctrl-C does when nobody reads our output any more, as after `| head -1`.
+
+    Writing would find it out too, but only with the next change, which may be hours away.
+    """
+    try:
+        number = sys.stdout.fileno()
+        mode = os.fstat(number).st_mode
+    except (OSError, ValueError):  # no file at all
+        mode = 0
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        yield
+        return
+    over = threading.Event()
+
+    def look() -> None:
+        ended = select.poll()
+        ended.register(number, 0)  # only errors and hang-ups
+        while not over.is_set():
+            if ended.poll(READER_LOOK_MS) and not over.is_set():
+                _thread.interrupt_main()
+                return
+
+    thread = threading.Thread(target=look, name="reader", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def console() -> Console:
@@ -31,6 +72,11 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
+
+
+def counted(number: int, thing: str) -> str:
+    """Return "1 unit", "1,200 units"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def print_json(value: Any) -> None:  # Any: a message, or lists and dictionaries of them

@@ -11,7 +11,7 @@ import typer
 
 from availability.cli.errors import EXIT_OTHER, EXIT_REFUSED, usage
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
-from availability.cli.output import print_json
+from availability.cli.output import counted, print_json
 
 if TYPE_CHECKING:
     from availability.cli.policy_file import Difference, Kind, Rows
@@ -56,7 +56,7 @@ def diff_file(
     else:
         for one in found:
             _show(one)
-        print(f"{len(found)} differences" if found else "no difference")
+        print(counted(len(found), "difference") if found else "no difference")
     return EXIT_OTHER if found else 0
 
 
@@ -93,7 +93,7 @@ def import_file(
         print_json(results)
     else:
         verb = "would be made" if dry_run else "made"
-        print(f"{settled} changes {verb}, {refused} refused, {left} left as they are")
+        print(f"{counted(settled, 'change')} {verb}, {refused} refused, {left} left as they are")
     return EXIT_REFUSED if refused else 0
 
 
@@ -140,7 +140,12 @@ def _outcome(result: dict[str, Any], kind: Kind) -> str:
 def _read(file: Path) -> dict[str, Rows]:
     from availability.cli.policy_file import PolicyFileError, from_toml
 
-    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except OSError as error:  # not 1: that says that the file differs
+        raise usage(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise usage(f"{file}: it is no UTF-8 text") from None
     try:
         return dict(from_toml(text))
     except PolicyFileError as error:

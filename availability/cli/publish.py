@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from availability.cli.errors import EXIT_REFUSED, CommandError, usage
-from availability.cli.observe import LogFormat, LogLevel, MetricsListen, set_up_logs
+from availability.cli.observe import LogFormat, LogLevel, MetricsListen, logged, set_up_logs
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
 from availability.cli.output import console, print_json, table
 
@@ -49,16 +49,17 @@ LETTERS_MAX = 100_000
 SHOWN_MAX = 200
 
 
+@contextmanager
 def open_desk(
     shops: Path, config: Path | None, data_dir: Path | None, client: Client | None = None
-) -> AbstractContextManager[PublisherDesk]:
+) -> Iterator[PublisherDesk]:
     from availability.config import load_settings
     from publisher.app import desk
 
     settings = load_settings(config)
-    return desk(
-        shops, settings.history.database_url.get_secret_value(), data_dir or settings.data_dir, client
-    )
+    database = settings.history.database_url.get_secret_value()
+    with logged(), desk(shops, database, data_dir or settings.data_dir, client) as opened:
+        yield opened
 
 
 @contextmanager

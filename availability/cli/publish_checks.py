@@ -21,7 +21,7 @@ from availability.cli.options import (
     connect,
     parse_duration_s,
 )
-from availability.cli.output import console, print_json, table
+from availability.cli.output import console, counted, print_json, table
 from availability.cli.publish import DEFAULT_SHOPS, Config, DataDir, OnlyChannel, Shops, open_desk
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ def orders(
             {**figures, "refused_orders": [{"order": one, "reason": why} for one, why in waiting.items()]}
         )
     else:
-        print(", ".join(f"{count:,} {name}" for name, count in figures.items()))
+        words = {name: name.removesuffix("s") if count == 1 else name for name, count in figures.items()}
+        print(", ".join(f"{count:,} {words[name]}" for name, count in figures.items()))
         rows = table("order", "what the ledger refused")
         for order_id, why in waiting.items():
             rows.add_row(str(order_id), why)
@@ -219,10 +220,10 @@ def _who() -> str:
 
 def _print(name: str, report: Report, limit: int) -> None:
     if not report.differences:
-        print(f"{name}: {report.compared:,} skus compared, all as they should be")
+        print(f"{name}: {counted(report.compared, 'sku')} compared, all as they should be")
         return
     causes = ", ".join(f"{count:,} {cause.value}" for cause, count in report.by_cause().items())
-    print(f"{name}: {report.compared:,} skus compared, {len(report.differences):,} differ: {causes}")
+    print(f"{name}: {counted(report.compared, 'sku')} compared, {len(report.differences):,} differ: {causes}")
     if not limit:
         return
     rows = table(

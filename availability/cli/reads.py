@@ -9,7 +9,7 @@ import typer
 from availability.cli.errors import usage
 from availability.cli.historian import Config, DataDir
 from availability.cli.options import DEFAULT_TARGET, AsJson, Channel, Target, TlsCa, TokenFile, connect
-from availability.cli.output import console, plain, print_json, table, word
+from availability.cli.output import console, plain, print_json, table, while_somebody_reads, word
 from availability.cli.past import explain_past
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def watch(
         raise usage("name skus, or --all")
     seen: dict[str, int] = {}
     screen = console()
-    with connect(target, token_file, tls_ca) as client:
+    with connect(target, token_file, tls_ca) as client, while_somebody_reads():
         try:
             for message in client.watch(channel, skus or (), thresholds=thresholds):
                 for change in message.changes:

@@ -38,7 +38,8 @@ from availability.cli.options import CLIENT_CERTIFICATE
 app = typer.Typer(
     name="availability",
     help="Real-time stock availability: what can each channel sell now, and holds that never oversell.",
-    epilog="Exit codes: 2 usage, 3 refused or insufficient stock, 4 unreachable or overloaded, 1 other.",
+    epilog="Exit codes: 2 usage, 3 refused or insufficient stock, 4 unreachable or overloaded, 1 other;"
+    " what else a command answers with stands in its own help.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import typer
 
 from availability.cli.errors import CommandError, usage
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
-from availability.cli.output import console, print_json, table, word
+from availability.cli.output import console, counted, print_json, table, word
 
 if TYPE_CHECKING:
     from availability.v1 import stock_pb2 as stk
@@ -88,7 +89,7 @@ def send(
     """Send rows: sku, node, on_hand (of orders: order_source, order_ref, line, sku, node, open_quantity)."""
     with connect(target, token_file, tls_ca) as client:
         count = client.stream_snapshot(snapshot_id, _rows(file))
-    print(f"KEPT: {count} rows")
+    print(f"KEPT: {counted(count, 'row')}")
 
 
 @app.command("end")
@@ -107,7 +108,9 @@ def end(
     if as_json:
         print_json(ended)
     else:
-        print(f"ENDED: {ended.row_count} rows, marks {ended.begin_version} and {ended.end_version}")
+        print(
+            f"ENDED: {counted(ended.row_count, 'row')}, marks {ended.begin_version} and {ended.end_version}"
+        )
 
 
 @app.command("close")
@@ -205,13 +208,17 @@ def _marks(as_of: list[str] | None) -> list[stk.SequenceMark]:
 def _rows(file: Path) -> Iterator[stk.SnapshotRow | stk.OpenOrderRow]:
     from availability.v1 import stock_pb2 as stk
 
-    with file.open(encoding="utf-8-sig", newline="") as opened:
+    with _readable(file), file.open(encoding="utf-8-sig", newline="") as opened:
         rows = csv.DictReader(opened)
         fields = set(rows.fieldnames or ())
-        units = "on_hand" if "on_hand" in fields else "open_quantity"
+        units = "open_quantity" if {"open_quantity", "order_ref"} & fields else "on_hand"
         missing = {"sku", "node", units, *(() if units == "on_hand" else ("order_ref",))} - fields
         if missing:
-            raise CommandError("INVALID_FILE", f"{file.name} has no column {', '.join(sorted(missing))}")
+            raise CommandError(
+                "INVALID_FILE",
+                f"{file.name} has no column {', '.join(sorted(missing))}: use sku,node,on_hand"
+                " or order_ref,sku,node,open_quantity",
+            )
         for number, row in enumerate(rows, start=2):
             quantity = _whole(row[units], file, number)
             sku, node = row["sku"] or "", row["node"] or ""
@@ -226,6 +233,18 @@ def _rows(file: Path) -> Iterator[stk.SnapshotRow | stk.OpenOrderRow]:
                     node=node,
                     open_quantity=quantity,
                 )
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Say of a file that is no CSV text that it is none."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise CommandError("INVALID_FILE", f"{file.name} is no UTF-8 text: is it the right file?") from None
+    except csv.Error as error:
+        told = str(error).partition(" - ")[0]  # what follows is advice to a programmer
+        raise CommandError("INVALID_FILE", f"{file.name} is no CSV file: {told}") from None
 
 
 def _whole(text: str | None, file: Path, line: int) -> int:

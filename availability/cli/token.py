@@ -91,6 +91,8 @@ def list_all(file: TokensFile, as_json: AsJson = False) -> None:
     """List tokens: whose, what they may do, until when. Never the tokens."""
     from availability.service.auth import list_tokens
 
+    if not file.exists():
+        raise usage(f"{file}: there is no such file; `availability token create` makes one")
     tokens = list_tokens(file)
     rows = [
         {

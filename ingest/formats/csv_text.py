@@ -65,7 +65,11 @@ class CsvDecoder:
             try:
                 names = [name.strip() for name in next(reader, [])]
             except csv.Error as error:
-                raise ArtifactRefused(f"the line with the column names cannot be read: {error}") from error
+                told = str(error).partition(" - ")[0]  # what follows is advice to a programmer
+                why = f"is not {self._encoding}" if lines.undecodable else f"cannot be read: {told}"
+                raise ArtifactRefused(f"the line with the column names {why}") from error
+            if lines.undecodable:
+                raise ArtifactRefused(f"the line with the column names is not {self._encoding}")
             self.context = b"\n" * settings.skip_lines + lines.raw()
         places = _places(names, columns)
         pick = picker(places)
