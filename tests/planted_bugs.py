@@ -269,6 +269,14 @@ BUGS = (
     Bug("open calls are not counted", "availability/service/grpc_early.py", "        return _Call(args[2])", "        return _Call(type(args[2])())", ("tests/test_grpc_early.py",)),
     Bug("a call that ended stays in the list of the silent", "availability/service/grpc_unary.py", "        method.heard(self.context)\n", "", ("tests/test_grpc_early.py",)),
     Bug("a child draws its parent's reservation ids", "availability/service/reservation_ids.py", "os.register_at_fork(after_in_child=_drawn.clear)", "os.register_at_fork(after_in_child=_drawn.copy)", ("tests/test_reservation_ids.py",)),
+    Bug("an edited token file is its editor's alone", "availability/service/auth.py", "                    _give(descriptor, before.st_uid, before.st_gid)\n", "                    pass\n", ("tests/test_auth.py",)),
+    Bug("an edited token file takes its group's right", "availability/service/auth.py", "                os.fchmod(descriptor, _kept_mode(before.st_mode))\n", "", ("tests/test_auth.py",)),
+    Bug("a shop's counts begin when something happens", "publisher/assembly.py", "    around.metrics.known(channel, TOPICS)\n", "", ("tests/test_publisher_figures.py",)),
+    Bug("a source's counts begin when something happens", "ingest/figures.py", "        metrics.known(source)\n", "", ("tests/test_telemetry.py",)),
+    Bug("a door is opened for no source", "deploy/sources/erp.toml", "\n[webhook]\n", "\n[[samples]]\n", ("tests/test_deploy.py",)),
+    Bug("compose mounts the token file itself", "deploy/compose.yaml", "      - server-1:/var/lib/availability\n      - ./secrets/tokens:", "      - server-1:/var/lib/availability\n      - ./secrets/tokens.json:", ("tests/test_deploy.py",)),
+    Bug("one replica is thought enough to go on", "availability/ledger/preflight.py", "attached <= int(least)", "attached < int(least)", ("tests/test_deploy.py",)),
+    Bug("a call that a stopping server cancels is given up", "availability/client.py", 'if failure.code == failure.reason == "CANCELLED" and', "if False and", ("tests/test_client.py",)),
 )  # fmt: skip
 
 

@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from availability.client import Client
 from availability.history.database import open_database
 from availability.telemetry import ChannelFigures, PublishMetrics
+from publisher.app import storefront_of
+from publisher.assembly import Surroundings, assemble
 from publisher.coalescer import Coalescer
 from publisher.storefront import StockWrite, WriteResult
 from publisher.testing.server import serve
@@ -73,6 +76,22 @@ def test_best_sellers_are_told_apart(tmp_path: Path) -> None:
         engine.dispose()
 
     asyncio.run(scenario())
+
+
+def test_a_shops_counts_begin_at_zero(tmp_path: Path) -> None:
+    """From the moment that it is put together: the first late value is an increase, and seen by an alert."""
+    engine, metrics = open_database("", tmp_path), PublishMetrics()
+    settings = shop_settings("http://127.0.0.1:1")
+    environment = {"K": "ck_of-the-test", "S": "cs_of-the-test"}
+    with Client("127.0.0.1:1") as client:
+        around = Surroundings(
+            engine=engine, client=client, environment=environment, metrics=metrics, owner="test"
+        )
+        assemble(CHANNEL, settings, storefront_of(settings, environment), None, around)
+    for demand in ("high", "normal"):
+        labels = {"channel": CHANNEL, "demand": demand}
+        assert metrics.registry.get_sample_value("availability_publish_breaches_total", labels) == 0
+    engine.dispose()
 
 
 def test_the_oldest_of_some() -> None:
