@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from availability.cli.errors import EXIT_REFUSED, CommandError, usage
-from availability.cli.observe import LogFormat, LogLevel, MetricsListen, logged, set_up_logs
+from availability.cli.observe import LogFormat, LogLevel, MetricsListen, logged
 from availability.cli.options import DEFAULT_TARGET, AsJson, Target, TlsCa, TokenFile, connect
 from availability.cli.output import console, print_json, table
 
@@ -51,14 +51,24 @@ SHOWN_MAX = 200
 
 @contextmanager
 def open_desk(
-    shops: Path, config: Path | None, data_dir: Path | None, client: Client | None = None
+    shops: Path,
+    config: Path | None,
+    data_dir: Path | None,
+    client: Client | None = None,
+    *,
+    log_format: str = "",
+    log_level: str = "WARNING",
 ) -> Iterator[PublisherDesk]:
+    """Open a desk, with logs of this level on stderr meanwhile: stdout is for what a command answers."""
     from availability.config import load_settings
     from publisher.app import desk
 
     settings = load_settings(config)
     database = settings.history.database_url.get_secret_value()
-    with logged(), desk(shops, database, data_dir or settings.data_dir, client) as opened:
+    with (
+        logged(log_format, log_level),
+        desk(shops, database, data_dir or settings.data_dir, client) as opened,
+    ):
         yield opened
 
 
@@ -95,15 +105,21 @@ def run(
     tls_ca: TlsCa = None,
 ) -> None:
     """Publish until stopped. Of several processes on one shop one works, and the others stand by."""
-    set_up_logs(log_format, log_level)
 
     def stopped(stop: Callable[[], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop())
 
     with (
+        open_desk(
+            shops,
+            config,
+            data_dir,
+            connect(target, token_file, tls_ca),
+            log_format=log_format,
+            log_level=log_level,
+        ) as desk,
         _spans(config) as spans,
-        open_desk(shops, config, data_dir, connect(target, token_file, tls_ca)) as desk,
     ):
         desk.run(
             channels=channel or [],

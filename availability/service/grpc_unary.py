@@ -120,6 +120,7 @@ class UnaryMethod:
     def run(self, call: _Call, message: bytes) -> Any:
         """Return the handler's answer to a message. Raises ServiceError where the call is refused."""
         context, principal = call.context, call.principal
+        now = time.monotonic()  # before the rest: a deadline is never later than the caller's
         remaining_s = context.time_remaining()
         if remaining_s > self._max_s:
             remaining_s = self._default_s if remaining_s > NO_DEADLINE_S else self._max_s
@@ -135,7 +136,7 @@ class UnaryMethod:
             raise overloaded(overload)
         given = CallContext(
             principal,
-            time.monotonic() + remaining_s,
+            now + remaining_s,
             call.correlation_id,
             queue_wait_ms,
             self._blocking,
