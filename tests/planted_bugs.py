@@ -269,6 +269,7 @@ BUGS = (
     Bug("open calls are not counted", "availability/service/grpc_early.py", "        return _Call(args[2])", "        return _Call(type(args[2])())", ("tests/test_grpc_early.py",)),
     Bug("a call that ended stays in the list of the silent", "availability/service/grpc_unary.py", "        method.heard(self.context)\n", "", ("tests/test_grpc_early.py",)),
     Bug("a child draws its parent's reservation ids", "availability/service/reservation_ids.py", "os.register_at_fork(after_in_child=_drawn.clear)", "os.register_at_fork(after_in_child=_drawn.copy)", ("tests/test_reservation_ids.py",)),
+    Bug("no page is asked for ahead", "availability/replica/bootstrap.py", "                coming = ahead.submit(self._reader.page, page.next_index, count)\n                yield page\n", "                yield page\n                coming = ahead.submit(self._reader.page, page.next_index, count)\n", ("tests/test_replica_following.py",)),
     Bug("an edited token file is its editor's alone", "availability/service/auth.py", "                    _give(descriptor, before.st_uid, before.st_gid)\n", "                    pass\n", ("tests/test_auth.py",)),
     Bug("an edited token file takes its group's right", "availability/service/auth.py", "                os.fchmod(descriptor, _kept_mode(before.st_mode))\n", "", ("tests/test_auth.py",)),
     Bug("a shop's counts begin when something happens", "publisher/assembly.py", "    around.metrics.known(channel, TOPICS)\n", "", ("tests/test_publisher_figures.py",)),

@@ -337,3 +337,41 @@ def test_the_thread_follows_and_stops(ledger: FakeLedger) -> None:
     assert replica.wait_for(written[0], time.monotonic() + 10)
     replica.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "replica"]
+
+
+def test_the_next_page_is_asked_for_while_one_is_loaded(ledger: FakeLedger, clock: Clock) -> None:
+    """Whoever loads the first of two pages finds the second already asked for, and never more than one ahead."""
+    asked = threading.Semaphore(0)
+    ledger.before_call = lambda what: asked.release() if what == "page" else None
+    loaded: list[int] = []
+
+    def progress(at: Progress) -> None:
+        if at.phase == "skus":
+            for _ in range((2, 1, 0)[len(loaded)]):  # the first page and the next, the next, no more
+                assert asked.acquire(timeout=5)
+            loaded.append(at.skus)
+
+    replica = Replica(
+        ledger, ReplicaSettings(digest_skus_per_s=0, page_skus=1), clock, Random(1), on_progress=progress
+    )
+    replica.step()
+    assert loaded == [1, 2, 2]
+    assert not asked.acquire(blocking=False)
+
+
+def test_a_page_that_does_not_come_ends_the_loading(ledger: FakeLedger, clock: Clock) -> None:
+    """The third page fails while the second is loaded: nothing is served, and the next try begins anew."""
+    pages = 0
+
+    def before(what: str) -> None:
+        nonlocal pages
+        pages += what == "page"
+        ledger.unreachable = what == "page" and pages == 3
+
+    ledger.before_call = before
+    replica = replica_of(ledger, clock, page_skus=1)
+    replica.step()
+    assert not replica.ready
+    catch_up(replica, ledger)
+    assert pages == 6
+    assert answer(replica, "web", "y")[0] == 1

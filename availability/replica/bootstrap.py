@@ -7,7 +7,9 @@ Nothing here serves; ``follow`` decides when to bootstrap and hands the result t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from random import Random
 
@@ -123,19 +125,30 @@ class Bootstrap:
         state.load_policies(policies)
         overrides: list[OverrideState] = []
         stops: list[StopState] = []
-        index = 0
-        while index >= 0:
-            if self._stopped():
-                raise LedgerNotServable("stopped")
-            page = self._reader.page(index, self._settings.page_skus)
-            milestones.add(page.head)
-            state.load_skus(page.skus)
-            for sku in page.skus:
-                overrides += sku.overrides
-                stops += sku.stops
-            index = page.next_index
-            self._report("skus", state)
+        with closing(self._pages()) as pages:
+            for page in pages:
+                milestones.add(page.head)
+                state.load_skus(page.skus)
+                for sku in page.skus:
+                    overrides += sku.overrides
+                    stops += sku.stops
+                self._report("skus", state)
         state.load_sku_policies(overrides, stops)
+
+    def _pages(self) -> Generator[Page, None, None]:
+        """Yield all pages, each while the ledger works at the next: half of a page's time is its, half ours."""
+        count = self._settings.page_skus
+        with ThreadPoolExecutor(1, thread_name_prefix="pages") as ahead:
+            coming = ahead.submit(self._reader.page, 0, count)
+            while True:
+                if self._stopped():
+                    raise LedgerNotServable("stopped")
+                page = coming.result()
+                if page.next_index < 0:
+                    break
+                coming = ahead.submit(self._reader.page, page.next_index, count)
+                yield page
+        yield page
 
     def _replay(self, state: State, milestones: Milestones, target: Version) -> None:
         """Apply the log up to ``target`` and no further; policies and pages are right from there on."""
