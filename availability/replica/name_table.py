@@ -61,11 +61,13 @@ class NameTable:
         hashes = _hashes(wanted)
         at = hashes & buckets.mask
         hits = np.flatnonzero(buckets.hashes.take(at, axis=0) == hashes[:, None])
+        if hits.size == hashes.size:  # each has its one place, so the hits are in the order of the names
+            return buckets.numbers.take((at << WIDTH_BITS) | (hits & (WIDTH - 1))).astype(np.int64)
         found = np.full(hashes.size, -1, np.int64)
         rows = hits >> WIDTH_BITS
         found[rows] = buckets.numbers[(at[rows] << WIDTH_BITS) | (hits & (WIDTH - 1))]
         crowded = buckets.crowded
-        if crowded and hits.size < hashes.size:
+        if crowded:
             rows = np.flatnonzero(found < 0)
             found[rows] = [crowded.get(value, -1) for value in hashes[rows].tolist()]
         return found
