@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.common import Found, Plot, Row
 
 WIDTH, HEIGHT, DPI = 7.0, 4.0, 110
+TICKS_MAX = 10
+"""So many measured places are named on the axis themselves."""
 
 
 def write_plots(folder: Path, plots: Sequence[Plot]) -> None:
@@ -40,6 +42,10 @@ def write_plots(folder: Path, plots: Sequence[Plot]) -> None:
                 axes.set_xscale(
                     "log", base=2 if max(x for line in plot.lines.values() for x, _ in line) < 1_000 else 10
                 )
+            measured = sorted({x for line in plot.lines.values() for x, _ in line})
+            if len(measured) <= TICKS_MAX:
+                axes.set_xticks(measured, [f"{x:,.10g}" for x in measured])
+                axes.minorticks_off()
             if plot.log_y:
                 axes.set_yscale("log")
             else:
