@@ -3,7 +3,7 @@
 An RPC without a claim is refused to every bound token, so that a new one is closed until somebody decided. A
 claim names an owner: a token bound in anything must be bound in one of the owner's dimensions, and what the
 message names must be within every dimension in which the token is bound. Pure, but for a reservation's channel,
-which only the ledger knows. Who asks: `grpc_pipeline`, between the message and its handler; single deltas are
+which only the ledger knows. Who asks: `grpc_unary`, between the message and its handler; single deltas are
 `delta_calls`'s.
 """
 

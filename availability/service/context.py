@@ -1,7 +1,7 @@
 """What a handler knows of its call besides the message: who asks, until when, and how to wait politely.
 
 No transport's types here: a second transport makes the same object from its own. Where it is made for gRPC:
-`grpc_pipeline`. How waiting works: `pool`.
+`grpc_unary`, for streams `grpc_pipeline`. How waiting works: `pool`.
 """
 
 from __future__ import annotations

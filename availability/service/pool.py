@@ -3,8 +3,7 @@
 Two running threads cost the least CPU per call; more only fight over the interpreter. But a write waits for
 the ledger and a strong read for the replica, and two waiters would stop everybody. So a handler that is about
 to wait enters `LendingPool.blocking()`: its slot is lent to another thread until it returns. A task that
-waits without saying so (a client that opens a call and sends no message) is noticed after `stall_ms` and its
-slot is lent too.
+waits without saying so is noticed after `stall_ms` and its slot is lent too.
 
 It knows nothing of gRPC, and may not decide who is refused: that is `admission`. gRPC asks of a pool
 `submit`, and of what that returns `add_done_callback`. Streams do not belong here; `grpc_pipeline` gives them
