@@ -27,7 +27,7 @@ AVAILABLE = all(
         "_stream_response_in_pool",
         "_RPCState",
     )
-)
+) and hasattr(cygrpc, "ReceiveMessageOperation")
 _NO_FLAGS = 0
 
 
